@@ -1,0 +1,87 @@
+"""Every configuration key that this project adds to Detectron2's, with its default."""
+
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_isda_config"]
+
+
+def add_isda_config(cfg: CN) -> None:
+    """Add the keys of ISDA, of its data pipeline and of its solver to a Detectron2 config.
+
+    Call it after ``get_cfg()`` and before ``merge_from_file``. Defaults are those of the paper's
+    COCO recipe where the key belongs to the method, and "off" where it is an extra.
+    """
+    _add_model(cfg)
+    _add_backbones(cfg)
+    _add_input(cfg)
+    _add_solver(cfg)
+
+
+def _add_model(cfg: CN) -> None:
+    cfg.MODEL.ISDA = CN()
+    # K. 0 takes the number of classes from the metadata of the training data set.
+    cfg.MODEL.ISDA.NUM_CLASSES = 0
+    # Backbone outputs of strides 4, 8, 16, 32 (then a level of stride 64 is made from the last),
+    # or of strides 4 to 64, as Detectron2's FPN has them.
+    cfg.MODEL.ISDA.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.ISDA.HIDDEN_DIM = 256  # C: width of neck, Transformer and queries
+    cfg.MODEL.ISDA.NUM_QUERIES = 300  # N: the largest number of instances per image
+    cfg.MODEL.ISDA.NUM_HEADS = 8
+    cfg.MODEL.ISDA.NUM_POINTS = 4  # sampling points per head and level
+    cfg.MODEL.ISDA.ENCODER_LAYERS = 6
+    cfg.MODEL.ISDA.DECODER_LAYERS = 6  # L; every one is supervised
+    cfg.MODEL.ISDA.FEEDFORWARD_DIM = 1024
+    cfg.MODEL.ISDA.DROPOUT = 0.1
+    # Recompute each Transformer layer in the backward pass: less memory, about a third more time.
+    cfg.MODEL.ISDA.GRADIENT_CHECKPOINTING = False
+    cfg.MODEL.ISDA.MASK_HEAD_DIM = 128  # width inside the mask feature head
+    cfg.MODEL.ISDA.MASK_DIM = 256  # channels of mask features and kernels, position included
+    cfg.MODEL.ISDA.MASK_STRIDE = 4  # stride of the mask features: 2, 4 or 8
+    cfg.MODEL.ISDA.MASK_POSITION = True  # MP: two position channels in the mask features
+    cfg.MODEL.ISDA.KERNEL_POSITION = True  # KP: a kernel carries its query's reference point
+    # Weights of the loss terms, and of the same terms in the matching cost.
+    cfg.MODEL.ISDA.CLASS_WEIGHT = 2.0
+    cfg.MODEL.ISDA.MASK_WEIGHT = 3.0
+    cfg.MODEL.ISDA.CLASS_COST = 2.0
+    cfg.MODEL.ISDA.MASK_COST = 3.0
+    cfg.MODEL.ISDA.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
+    # Loading weights stops when a smaller share of the model's tensors is matched; 0 never stops.
+    cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.5
+
+
+def _add_backbones(cfg: CN) -> None:
+    """Keys of the backbone builders in ``isda.modeling.backbone``."""
+
+
+def _add_input(cfg: CN) -> None:
+    # "isda": DETR's augmentation; "isda_lsj": large-scale jitter; "fixed": resize and flip only.
+    cfg.INPUT.DATASET_MAPPER_NAME = "isda"
+    # DETR's augmentation: with this probability resize to RESIZE_BEFORE_CROP and crop first.
+    cfg.INPUT.CROP.PROBABILITY = 0.5
+    cfg.INPUT.CROP.RESIZE_BEFORE = (400, 500, 600)
+    # Large-scale jitter: scale range relative to the square canvas of IMAGE_SIZE pixels.
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+
+
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # or "SGD", Detectron2's
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
+    # The same for sampling offsets and for the reference points' linear layer.
+    cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
+    # BASE_LR is meant for this many images per optimiser step and scales linearly with
+    # IMS_PER_BATCH; 0 takes BASE_LR as it stands.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # Forward and backward passes per optimiser step; IMS_PER_BATCH counts the images of all.
+    cfg.SOLVER.ACCUMULATION = 1
+    # Schedule in epochs of the training data; EPOCHS 0 uses MAX_ITER, STEPS and the periods.
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.STEP_EPOCHS = ()
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0
+    cfg.TEST.EVAL_EPOCHS = 0.0
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16", with a gradient scaler
+    cfg.SOLVER.EMA = CN({"ENABLED": False})
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # Steps with a non-finite loss are skipped; this many in a row stop the training.
+    cfg.SOLVER.MAX_NONFINITE_STEPS = 5
