@@ -1,0 +1,5 @@
+"""Meta-architectures: each wires its parts and registers itself with Detectron2."""
+
+from isda.meta_arch.isda import ISDA
+
+__all__ = ["ISDA"]

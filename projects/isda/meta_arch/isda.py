@@ -1,0 +1,231 @@
+"""ISDA: position-aware instance segmentation with deformable attention (arXiv 2202.12251)."""
+
+import math
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
+from isda.modeling.neck import Neck
+from isda.modeling.postprocessing import select_instances
+from isda.structures import SetPrediction, SetTarget
+from isda.training.criterion import SetCriterion
+from isda.training.matching import HungarianMatcher
+
+__all__ = ["ISDA"]
+
+_SIZE_DIVISIBILITY = 32
+
+
+@META_ARCH_REGISTRY.register()
+class ISDA(nn.Module):
+    """N queries, each with class scores and a kernel; mask = kernel · features. No NMS.
+
+    Letters as in the paper's notation used throughout: B images of padded size H×W, N queries,
+    K classes, C channels, L decoder layers, G ground truths of an image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: Neck,
+        transformer: DeformableTransformer,
+        instance_head: InstanceHead,
+        mask_feature_head: MaskFeatureHead,
+        criterion: SetCriterion,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        max_instances: int = 100,
+        mask_threshold: float = 0.5,
+    ):
+        """
+        Args:
+            pixel_mean, pixel_std: per channel, on the image's own 0–255 scale and channel order.
+            max_instances: (query, class) pairs considered per image at inference.
+            mask_threshold: a pixel is in a mask when its probability is above.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.transformer = transformer
+        self.instance_head = instance_head
+        self.mask_feature_head = mask_feature_head
+        self.criterion = criterion
+        self.max_instances = max_instances
+        self.mask_threshold = mask_threshold
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        isda = cfg.MODEL.ISDA
+        backbone = build_backbone(cfg)
+        neck = Neck(
+            backbone.output_shape(), in_features=isda.IN_FEATURES, hidden_dim=isda.HIDDEN_DIM
+        )
+        return {
+            "backbone": backbone,
+            "neck": neck,
+            "transformer": _build_transformer(isda),
+            "instance_head": InstanceHead(
+                hidden_dim=isda.HIDDEN_DIM,
+                num_classes=isda.NUM_CLASSES,
+                mask_dim=isda.MASK_DIM,
+                position=isda.KERNEL_POSITION,
+            ),
+            "mask_feature_head": MaskFeatureHead(
+                hidden_dim=isda.HIDDEN_DIM,
+                head_dim=isda.MASK_HEAD_DIM,
+                mask_dim=isda.MASK_DIM,
+                mask_stride=isda.MASK_STRIDE,
+                position=isda.MASK_POSITION,
+            ),
+            "criterion": SetCriterion(
+                HungarianMatcher(isda.CLASS_COST, isda.MASK_COST),
+                class_weight=isda.CLASS_WEIGHT,
+                mask_weight=isda.MASK_WEIGHT,
+            ),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "mask_threshold": isda.MASK_THRESHOLD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: Detectron2's dicts with ``image`` (C×H×W, 0–255) and, for training,
+                ``instances`` with ``gt_classes`` and ``gt_masks``; for inference ``height`` and
+                ``width`` give the output size (default: the image's).
+
+        Returns:
+            Training: weighted losses by name. Inference: ``{"instances": Instances}`` per image.
+        """
+        images = self.preprocess(batched_inputs)
+        if self.training:
+            return self.criterion(self.predict(images), self.targets(batched_inputs))
+        return self.postprocess(self.predict(images)[-1], batched_inputs, images)
+
+    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise the images and pad them to one size, a multiple of 32."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        return ImageList.from_tensors(
+            [(image - self.pixel_mean) / self.pixel_std for image in images],
+            math.lcm(max(self.backbone.size_divisibility, 1), _SIZE_DIVISIBILITY),
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def predict(self, images: ImageList) -> list[SetPrediction]:
+        """One prediction per decoder layer; at inference of the last layer only."""
+        levels = self.neck(self.backbone(images.tensor))  # P2..P6
+        mask_features = self.mask_feature_head(levels[:4], images.image_sizes)
+        decoded = self.transformer(levels[1:], _padding_mask(images))
+        states = decoded.states if self.training else decoded.states[-1:]
+        class_logits, kernels = self.instance_head(states, decoded.reference_points)
+        return [
+            SetPrediction(logits, layer_kernels, mask_features)
+            for logits, layer_kernels in zip(class_logits, kernels, strict=True)
+        ]
+
+    def targets(self, batched_inputs: list[dict]) -> list[SetTarget]:
+        """Ground truths at the mask stride; those that vanish there are left out and counted."""
+        targets, vanished = [], 0
+        for x in batched_inputs:
+            target, lost = self._target(x["instances"])
+            targets.append(target)
+            vanished += lost
+        if has_event_storage():
+            get_event_storage().put_scalar("vanished_targets", vanished, smoothing_hint=False)
+        return targets
+
+    def _target(self, instances: Instances) -> tuple[SetTarget, int]:
+        classes, num_classes = instances.gt_classes, self.instance_head.classes.out_features
+        if len(classes) and int(classes.max()) >= num_classes:
+            raise ValueError(
+                f"a ground truth has class {int(classes.max())}, but the model has only "
+                f"{num_classes} classes: set MODEL.ISDA.NUM_CLASSES"
+            )
+        classes = classes.to(self.device)
+        masks = _bit_masks(instances).to(self.device)
+        masks = shrink_masks(masks, self.mask_feature_head.mask_stride)
+        visible = masks.flatten(1).any(dim=1)
+        target = SetTarget(classes[visible], masks[visible])
+        return target, len(classes) - len(target.classes)
+
+    def postprocess(
+        self, prediction: SetPrediction, batched_inputs: list[dict], images: ImageList
+    ) -> list[dict]:
+        """``Instances`` of each image at its output size."""
+        results = []
+        for index, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            instances = select_instances(
+                prediction,
+                index,
+                image_size=tuple(size),
+                padded_size=tuple(images.tensor.shape[-2:]),
+                output_size=(x.get("height", size[0]), x.get("width", size[1])),
+                max_instances=self.max_instances,
+                threshold=self.mask_threshold,
+            )
+            results.append({"instances": instances})
+        return results
+
+
+def shrink_masks(masks: Tensor, stride: int) -> Tensor:
+    """Bilinear resize by 1 / stride without anti-aliasing, for an even stride.
+
+    Half-pixel centres put every sample on a corner shared by four pixels, so the result is their
+    mean: soft at borders, and no full-size float tensor is needed.
+
+    Args:
+        masks: ``(G, H, W)`` bool.
+
+    Returns:
+        ``(G, ⌈H / stride⌉, ⌈W / stride⌉)`` float32; pixels beyond the image count as 0.
+    """
+    height, width = masks.shape[-2:]
+    masks = nn.functional.pad(masks, (0, -width % stride, 0, -height % stride))
+    near, far = stride // 2 - 1, stride // 2
+    rows = masks[:, near::stride].to(torch.uint8) + masks[:, far::stride].to(torch.uint8)
+    return (rows[..., near::stride] + rows[..., far::stride]).float() / 4
+
+
+def _bit_masks(instances: Instances) -> Tensor:
+    """``(G, H, W)`` bool from either of Detectron2's mask structures."""
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+    return masks.tensor
+
+
+def _padding_mask(images: ImageList) -> Tensor:
+    """``(B, H, W)``, True on padding."""
+    mask = images.tensor.new_ones(len(images), *images.tensor.shape[-2:], dtype=torch.bool)
+    for row, (height, width) in zip(mask, images.image_sizes, strict=True):
+        row[:height, :width] = False
+    return mask
+
+
+def _build_transformer(isda: CfgNode) -> DeformableTransformer:
+    return DeformableTransformer(
+        hidden_dim=isda.HIDDEN_DIM,
+        num_queries=isda.NUM_QUERIES,
+        num_heads=isda.NUM_HEADS,
+        num_points=isda.NUM_POINTS,
+        encoder_layers=isda.ENCODER_LAYERS,
+        decoder_layers=isda.DECODER_LAYERS,
+        feedforward_dim=isda.FEEDFORWARD_DIM,
+        dropout=isda.DROPOUT,
+        gradient_checkpointing=isda.GRADIENT_CHECKPOINTING,
+    )

@@ -1,0 +1,1 @@
+"""Building blocks: everything between a backbone's features and a set of predictions."""

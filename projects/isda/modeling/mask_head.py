@@ -1,0 +1,164 @@
+"""ISDA's heads: class scores, position-aware kernels and mask features with positions."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from isda.modeling.position_encoding import inverse_sigmoid
+
+__all__ = ["InstanceHead", "MaskFeatureHead", "prior_bias"]
+
+_FINEST_STRIDE = 4
+_COARSEST_STRIDE = 32
+
+
+def prior_bias(probability: float = 0.01) -> float:
+    """Bias that makes a fresh sigmoid classifier answer ``probability`` (RetinaNet, 1708.02002)."""
+    return -math.log((1 - probability) / probability)
+
+
+class InstanceHead(nn.Module):
+    """Class logits and mask kernels of queries; one module serves all decoder layers."""
+
+    def __init__(self, *, hidden_dim: int, num_classes: int, mask_dim: int, position: bool):
+        """
+        Args:
+            mask_dim: numbers in a kernel, the position included.
+            position: KP of the paper: the last two numbers are the query's reference point.
+        """
+        super().__init__()
+        if num_classes <= 0:
+            raise ValueError(f"MODEL.ISDA.NUM_CLASSES must be positive, got {num_classes}")
+        self.position = position
+        self.classes = nn.Linear(hidden_dim, num_classes)
+        self.kernels = nn.Sequential(
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, mask_dim - 2 if position else mask_dim),
+        )
+        nn.init.constant_(self.classes.bias, prior_bias())
+
+    def forward(self, states: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            states: ``(..., N, C)``.
+            reference_points: ``(..., N, 2)`` as (x, y) in [0, 1] of the valid extent.
+
+        Returns:
+            Class logits ``(..., N, K)`` and kernels ``(..., N, mask_dim)``.
+        """
+        kernels = self.kernels(states)
+        if self.position:
+            points = inverse_sigmoid(reference_points).to(kernels.dtype)
+            kernels = torch.cat([kernels, points.expand(*kernels.shape[:-1], 2)], dim=-1)
+        return self.classes(states), kernels
+
+
+class MaskFeatureHead(nn.Module):
+    """Mask features (MFR) from P2..P5 (ISDA, arXiv 2202.12251, section 2.3)."""
+
+    def __init__(
+        self,
+        *,
+        hidden_dim: int = 256,
+        head_dim: int = 128,
+        mask_dim: int = 256,
+        mask_stride: int = 4,
+        position: bool = True,
+    ):
+        """
+        Args:
+            hidden_dim: channels of the levels.
+            head_dim: width inside the head; a multiple of 32 (GroupNorm's groups).
+            mask_dim: channels of the mask features; a multiple of 32.
+            mask_stride: stride of the mask features, 2, 4 or 8. The parameters do not depend on
+                it: levels are summed at stride 4 and resampled.
+            position: MP of the paper: two position channels enter with P5.
+        """
+        super().__init__()
+        if mask_stride not in (2, 4, 8):
+            raise ValueError(f"MODEL.ISDA.MASK_STRIDE must be 2, 4 or 8, got {mask_stride}")
+        for key, width in [("MASK_HEAD_DIM", head_dim), ("MASK_DIM", mask_dim)]:
+            if width <= 0 or width % 32:
+                raise ValueError(f"MODEL.ISDA.{key} must be a multiple of 32, got {width}")
+        self.mask_stride = mask_stride
+        self.position = position
+        levels = range(4)  # P2..P5
+        inputs = [hidden_dim + 2 * (position and level == levels[-1]) for level in levels]
+        self.branches = nn.ModuleList(
+            _branch(channels, head_dim, upsamplings=level)
+            for level, channels in zip(levels, inputs, strict=True)
+        )
+        self.output = _conv(head_dim, mask_dim, kernel_size=1)
+
+    def forward(self, levels: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """
+        Args:
+            levels: P2..P5, each ``(B, hidden_dim, H / stride, W / stride)``.
+            image_sizes: ``(height, width)`` of each image without padding, in pixels.
+
+        Returns:
+            ``(B, mask_dim, H / mask_stride, W / mask_stride)``.
+        """
+        *finer, coarsest = levels
+        if self.position:
+            coarsest = torch.cat([coarsest, position_channels(coarsest, image_sizes)], dim=1)
+        inputs = [*finer, coarsest]
+        summed = sum(branch(x) for branch, x in zip(self.branches, inputs, strict=True))
+        return self.output(_resample(summed, _FINEST_STRIDE / self.mask_stride))
+
+
+def position_channels(
+    features: Tensor, image_sizes: Sequence[tuple[int, int]], stride: int = _COARSEST_STRIDE
+) -> Tensor:
+    """x and y of every cell, from −1 to 1 over each image's valid cells: ``(B, 2, h, w)``."""
+    height, width = features.shape[-2:]
+    maps = []
+    for image_height, image_width in image_sizes:
+        x = _linear_positions(features, width, math.ceil(image_width / stride))
+        y = _linear_positions(features, height, math.ceil(image_height / stride))
+        maps.append(torch.stack([x.expand(height, width), y[:, None].expand(height, width)]))
+    return torch.stack(maps)
+
+
+def _linear_positions(features: Tensor, cells: int, valid: int) -> Tensor:
+    # Runs past 1 in the padding on purpose: reference points are relative to the valid extent,
+    # and a kernel can only compare positions that share one coordinate system.
+    columns = torch.arange(cells, device=features.device, dtype=features.dtype)
+    return 2 * columns / max(valid - 1, 1) - 1
+
+
+def _branch(channels: int, head_dim: int, upsamplings: int) -> nn.Sequential:
+    """One convolution, or as many as upsamplings, each followed by one."""
+    layers: list[nn.Module] = []
+    for index in range(max(upsamplings, 1)):
+        layers.append(_conv(channels if index == 0 else head_dim, head_dim, kernel_size=3))
+        if upsamplings:
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+    return nn.Sequential(*layers)
+
+
+def _conv(channels: int, out_channels: int, kernel_size: int) -> Conv2d:
+    conv = Conv2d(
+        channels,
+        out_channels,
+        kernel_size,
+        padding=kernel_size // 2,
+        bias=False,
+        norm=nn.GroupNorm(32, out_channels),
+        activation=F.relu,
+    )
+    nn.init.normal_(conv.weight, std=0.01)
+    return conv
+
+
+def _resample(features: Tensor, factor: float) -> Tensor:
+    if factor == 1:
+        return features
+    return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -1,0 +1,1 @@
+"""Set losses, matching and the optimiser."""

@@ -1,0 +1,101 @@
+"""One-to-one assignment of queries to ground truths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from isda.structures import SetPrediction, SetTarget
+from isda.training.losses import focal_cost, soft_iou_terms
+
+__all__ = ["HungarianMatcher", "Matches", "assign"]
+
+_CHUNK_ELEMENTS = 2**24  # 64 MB of float32 mask probabilities at a time
+_UNUSABLE_COST = 1e6  # above any cost that finite predictions can have
+
+
+@dataclass
+class Matches:
+    """The pairs of one image over all decoder layers."""
+
+    layers: Tensor  # (M,) int64
+    queries: Tensor  # (M,)
+    targets: Tensor  # (M,)
+
+
+class HungarianMatcher:
+    """Cheapest assignment per image and decoder layer (ISDA, arXiv 2202.12251, section 2.4).
+
+    The cost of all layers and images is built without a loop over queries or instances and
+    reaches the host in one transfer. It holds no gradient.
+    """
+
+    def __init__(self, class_cost: float = 2.0, mask_cost: float = 3.0):
+        self.class_cost = class_cost
+        self.mask_cost = mask_cost
+
+    @torch.no_grad()
+    def __call__(
+        self, predictions: list[SetPrediction], targets: list[SetTarget]
+    ) -> list[Matches]:
+        """
+        Args:
+            predictions: one per decoder layer.
+            targets: one per image.
+
+        Returns:
+            One :class:`Matches` per image; min(N, G) pairs per layer.
+        """
+        costs = [self.cost(predictions, target, image) for image, target in enumerate(targets)]
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
+        ends = np.cumsum([cost.numel() for cost in costs])[:-1]
+        device = predictions[0].class_logits.device
+        return [
+            _match_layers(block.reshape(cost.shape), device)
+            for block, cost in zip(np.split(flat, ends), costs, strict=True)
+        ]
+
+    def cost(self, predictions: list[SetPrediction], target: SetTarget, image: int) -> Tensor:
+        """Cost of every query for every ground truth of one image: ``(L, N, G)``, float32."""
+        logits = torch.stack([p.class_logits[image] for p in predictions]).float()
+        class_cost = focal_cost(logits)[..., target.classes]
+        kernels = torch.stack([p.kernels[image] for p in predictions]).float()
+        iou = _soft_iou(kernels.flatten(0, 1), predictions[0].mask_features[image], target.masks)
+        return self.class_cost * class_cost + self.mask_cost * (1 - iou.view_as(class_cost))
+
+
+def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the cheapest one-to-one assignment of an ``(N, G)`` cost.
+
+    Entries that are not finite are avoided where possible: a prediction that is not finite makes
+    the loss so too, and that is where training reports it, with the image's name.
+    """
+    return linear_sum_assignment(np.where(np.isfinite(cost), cost, _UNUSABLE_COST))
+
+
+def _match_layers(cost: np.ndarray, device: torch.device) -> Matches:
+    pairs = [assign(layer_cost) for layer_cost in cost]
+    layers = np.repeat(np.arange(len(pairs)), [len(queries) for queries, _ in pairs])
+    queries, targets = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    rows = torch.as_tensor(np.stack([layers, queries, targets]), dtype=torch.int64)
+    return Matches(*rows.to(device))
+
+
+def _soft_iou(kernels: Tensor, features: Tensor, masks: Tensor) -> Tensor:
+    """``(Q, G)`` IoU of soft masks, in chunks of pixels: no Q×h×w tensor ever exists whole."""
+    num_masks, height, width = masks.shape
+    if num_masks == 0:
+        return kernels.new_zeros(len(kernels), 0)
+    features = features[:, :height, :width].flatten(1)
+    masks = masks.flatten(1)
+    pixels = max(_CHUNK_ELEMENTS // max(len(kernels), 1), 1)
+    overlap, area = kernels.new_zeros(len(kernels), num_masks), kernels.new_zeros(len(kernels), 1)
+    for some_features, some_masks in zip(
+        features.split(pixels, dim=1), masks.split(pixels, dim=1), strict=True
+    ):
+        chunk_overlap, chunk_area = soft_iou_terms(kernels, some_features.float(), some_masks)
+        overlap += chunk_overlap
+        area += chunk_area
+    return overlap / (area + masks.sum(dim=1) - overlap + 1e-6)
