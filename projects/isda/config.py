@@ -50,7 +50,42 @@ def _add_model(cfg: CN) -> None:
 
 
 def _add_backbones(cfg: CN) -> None:
-    """Keys of the backbone builders in ``isda.modeling.backbone``."""
+    """Keys of the backbone builders in ``isda.modeling.backbone``.
+
+    MODEL.BACKBONE.FREEZE_AT is Detectron2's and means the same here: 0 freezes nothing, 1 the
+    stem, 2 all up to stride 4, 3 up to stride 8 and so on (ViT takes 0 only).
+    """
+    # build_swin_backbone, build_swin_fpn_backbone. Defaults: Swin-T.
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2  # of the last block; grows linearly from 0
+    cfg.MODEL.SWIN.GRADIENT_CHECKPOINTING = False  # recompute each block: less memory, more time
+
+    # build_vit_backbone: ViTDet's plain ViT with a simple feature pyramid. Defaults: ViT-B.
+    cfg.MODEL.VIT = CN()
+    cfg.MODEL.VIT.IMG_SIZE = 1024  # images are padded to squares of this size
+    cfg.MODEL.VIT.EMBED_DIM = 768
+    cfg.MODEL.VIT.DEPTH = 12
+    cfg.MODEL.VIT.NUM_HEADS = 12
+    cfg.MODEL.VIT.WINDOW_SIZE = 14
+    cfg.MODEL.VIT.GLOBAL_BLOCKS = [2, 5, 8, 11]  # blocks that attend beyond their window
+    cfg.MODEL.VIT.DROP_PATH_RATE = 0.1
+
+    # build_torch_backbone, build_torch_fpn_backbone: a classifier of torchvision or timm.
+    cfg.MODEL.TORCH_BACKBONE = CN()
+    cfg.MODEL.TORCH_BACKBONE.LIBRARY = "torchvision"  # or "timm"
+    cfg.MODEL.TORCH_BACKBONE.NAME = "resnet18"  # as the library calls it
+    # "" starts from scratch, "pretrained" downloads the library's own weights, anything else is
+    # a state dict: a path, a URL, or isda://FILE for one that comes with this package.
+    cfg.MODEL.TORCH_BACKBONE.WEIGHTS = ""
+    # What becomes of batch norm: "BN" as it is, "FrozenBN" with fixed statistics, "GN" in its
+    # place. Norms that a weight file has folded into its convolutions vanish.
+    cfg.MODEL.TORCH_BACKBONE.NORM = "BN"
+    # Pad as TensorFlow does ("SAME"): for weights that were trained there.
+    cfg.MODEL.TORCH_BACKBONE.SAME_PADDING = False
 
 
 def _add_input(cfg: CN) -> None:
