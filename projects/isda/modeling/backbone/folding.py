@@ -1,0 +1,93 @@
+"""State dicts of classifiers, also those that hold batch norm folded into convolutions."""
+
+import logging
+import pickle
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+__all__ = ["fold_batch_norms", "load_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(net: nn.Module, source: str) -> None:
+    """Load a state dict into ``net`` and log what it lacks.
+
+    A file with folded batch norm (convolutions with a bias, no norms) is recognised: ``net``
+    gets the biases and loses those norms. Keys of layers that ``net`` does not have, such as
+    the classifier, are passed over.
+
+    Args:
+        net: changed in place.
+        source: a path or URL of a state dict, or of a dict that holds it as "model" or
+            "state_dict".
+
+    Raises:
+        ValueError: the file is missing or no state dict, none of its keys fits, or a shape
+            does not.
+    """
+    state = _read(source)
+    fold_batch_norms(net, state)
+    own = net.state_dict()
+    wrong = [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"MODEL.TORCH_BACKBONE.WEIGHTS {source} is of another network: {'; '.join(wrong[:3])}"
+        )
+    matched = [key for key in own if key in state]
+    if not matched:
+        raise ValueError(
+            f"MODEL.TORCH_BACKBONE.WEIGHTS {source} has no key of this backbone: it has "
+            f"{', '.join(list(state)[:3])}, ..., the backbone {', '.join(list(own)[:3])}, ..."
+        )
+    net.load_state_dict({key: state[key] for key in matched}, strict=False)
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    logger.info(f"Loaded {len(matched)} of {len(own)} backbone tensors from {source}")
+    if missing:
+        logger.warning(f"{source} lacks {len(missing)} tensors, which start fresh: {missing}")
+
+
+def fold_batch_norms(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give ``net`` the layers of ``state``, a state dict with batch norm folded.
+
+    Each convolution without a bias that has one in ``state`` gets one, and the batch norm after
+    it gives way to an identity. A state dict without folded norms changes nothing.
+    """
+    folded = False
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            folded = module.bias is None and f"{name}.bias" in state
+            if folded:
+                module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
+        elif isinstance(module, nn.BatchNorm2d) and folded and f"{name}.weight" not in state:
+            if type(module) is not nn.BatchNorm2d:
+                raise ValueError(
+                    f"MODEL.TORCH_BACKBONE.WEIGHTS has batch norm folded, but {name} is a "
+                    f"{type(module).__name__}, which does more: use a network of torchvision"
+                )
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, nn.Identity())
+            folded = False
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    path = PathManager.get_local_path(source)
+    if not PathManager.isfile(path):
+        raise ValueError(f"MODEL.TORCH_BACKBONE.WEIGHTS: there is no file {source}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"MODEL.TORCH_BACKBONE.WEIGHTS {source} is no readable weight file: {error}"
+        ) from error
+    for key in ("model", "state_dict"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"MODEL.TORCH_BACKBONE.WEIGHTS {source} holds no state dict")
+    return state
