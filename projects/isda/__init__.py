@@ -1,5 +1,28 @@
-"""End-to-end, NMS-free instance segmentation on Detectron2."""
+"""End-to-end, NMS-free instance segmentation on Detectron2.
 
-from isda.config import add_isda_config
+``from isda import add_isda_config`` registers the meta-architectures, backbones and data sets
+with Detectron2. ``import isda.ops`` alone needs nothing but PyTorch.
+"""
+
+import importlib
+import importlib.util
+
+from isda._warnings import ignore_known_warnings
 
 __all__ = ["add_isda_config"]
+
+_REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")
+
+ignore_known_warnings()
+
+
+def __getattr__(name: str):
+    # Here and not above: whoever wants only the operator is spared Detectron2 and the models.
+    if name != "add_isda_config":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError("isda needs Detectron2: docs/INSTALL.md says how it is installed")
+    for module in _REGISTERING:
+        importlib.import_module(module)
+    globals()[name] = importlib.import_module("isda.config").add_isda_config
+    return globals()[name]

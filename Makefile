@@ -1,0 +1,42 @@
+# `make` lists what there is. Everything works in a virtual environment of the checkout, .venv,
+# which the first of these commands makes; PYTHON=... chooses the interpreter for it.
+
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := .venv/Scripts
+else
+PYTHON ?= python3
+BIN := .venv/bin
+endif
+
+# An interpreter that nobody asked for by name may be replaced by one that fits.
+MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--any-python)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint lock
+
+help:
+	@echo "make env    the environment, once: .venv with everything pinned (5.5 GB)"
+	@echo "make demo   train, evaluate and draw on real photographs, within minutes"
+	@echo "make test   all tests; ARGS='tests/ops -k name' chooses some"
+	@echo "make lint   style of the code"
+	@echo "make lock   resolve requirements.in into requirements.txt anew (needs uv)"
+	@echo "PYTHON=python3.11 with any of them chooses the interpreter."
+
+env:
+	@$(MAKE_ENV)
+
+demo: env
+	@$(BIN)/python tools/run_demo.py $(ARGS)
+
+test: env
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+lock:
+	uv --no-config pip compile --quiet --upgrade --universal --python-version 3.10 \
+		--generate-hashes --custom-compile-command "make lock" \
+		--output-file requirements.txt requirements.in
