@@ -94,6 +94,10 @@ def _add_input(cfg: CN) -> None:
     # DETR's augmentation: with this probability resize to RESIZE_BEFORE_CROP and crop first.
     cfg.INPUT.CROP.PROBABILITY = 0.5
     cfg.INPUT.CROP.RESIZE_BEFORE = (400, 500, 600)
+    # Random brightness, contrast and saturation, each by a factor within 0.7 and 1.3.
+    cfg.INPUT.COLOR_AUG = False
+    # Random quarter turns, beside RANDOM_FLIP: microscopy and aerial images have no upside.
+    cfg.INPUT.RANDOM_ROTATE90 = False
     # Large-scale jitter: scale range relative to the square canvas of IMAGE_SIZE pixels.
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
