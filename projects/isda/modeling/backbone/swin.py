@@ -49,7 +49,7 @@ class SwinBackbone(SwinTransformer):
                 num_heads=tuple(num_heads),
                 window_size=window_size,
                 drop_path_rate=0.0,
-                frozen_stages=freeze_at if freeze_at != 1 else 0,
+                frozen_stages={0: -1, 1: 0}.get(freeze_at, freeze_at),  # in its own count
                 use_checkpoint=use_checkpoint,
             )
         self._set_drop_path(drop_path_rate)
