@@ -54,7 +54,7 @@ P2_TO_P6 = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 
 
 @pytest.mark.parametrize(
-    "builder, overrides, strides",
+    ("builder", "overrides", "strides"),
     [
         ("build_swin_backbone", SMALL_SWIN, C2_TO_C5),
         ("build_swin_fpn_backbone", SMALL_SWIN, P2_TO_P6),
@@ -76,7 +76,7 @@ def test_outputs_have_the_shapes_they_announce(builder, overrides, strides):
 
 
 @pytest.mark.parametrize(
-    "name, channels",
+    ("name", "channels"),
     [  # of the blocks before each downsampling, from the papers' tables
         ("resnet50", [256, 512, 1024, 2048]),
         ("mobilenet_v2", [24, 32, 96, 1280]),
@@ -92,7 +92,7 @@ def test_last_feature_of_each_stride_in_torchvision(name, channels):
 
 @needs_timm
 @pytest.mark.parametrize(
-    "name, channels",
+    ("name", "channels"),
     [("mobilenetv2_100", [24, 32, 96, 320]), ("convnext_atto", [40, 80, 160, 320])],
 )
 def test_last_feature_of_each_stride_in_timm(name, channels):
@@ -167,10 +167,12 @@ def test_layers_that_a_file_lacks_start_fresh_and_are_named(tmp_path, caplog):
     torch.save(state, tmp_path / "part.pth")
     with caplog.at_level(logging.WARNING):
         backbone = make_torch_backbone("resnet18", WEIGHTS=str(tmp_path / "part.pth"), NORM="GN")
-    assert "layer4.0.conv1.weight" in caplog.text and "layer3" not in caplog.text
+    assert "layer4.0.conv1.weight" in caplog.text
+    assert "layer3" not in caplog.text
     # Folded norms are gone; only the fresh stage still has any.
     names = [name for name, m in backbone.named_modules() if isinstance(m, nn.GroupNorm)]
-    assert len(names) == 5 and all(".layer4." in name for name in names)
+    assert len(names) == 5
+    assert all(".layer4." in name for name in names)
 
 
 def test_shipped_weights_are_the_ones_described():
@@ -222,7 +224,7 @@ def test_shipped_mobilenet_computes_what_its_paper_says():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5), (1, 2)])
-@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 2), (1, 2), (7, 4), (2, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (1, 2), (7, 4), (2, 2)])
 def test_same_padding_by_its_definition(size, kernel, stride):
     conv = nn.Conv2d(1, 1, kernel, stride, padding=kernel // 2, bias=False).double()
     pad_like_tensorflow(nn.Sequential(conv))
@@ -242,7 +244,7 @@ def test_same_padding_by_its_definition(size, kernel, stride):
 
 
 @pytest.mark.parametrize(
-    "freeze_at, frozen",
+    ("freeze_at", "frozen"),
     [
         (0, ()),
         (1, ("conv1", "bn1")),
@@ -300,7 +302,7 @@ def test_swin_is_detectron2s_under_other_names():
 
 
 @pytest.mark.parametrize(
-    "freeze_at, frozen",
+    ("freeze_at", "frozen"),
     [(0, set()), (1, {"patch_embed"}), (3, {"patch_embed", "layers.0", "layers.1"})],
 )
 def test_swin_freezes_stage_by_stage(freeze_at, frozen):
@@ -324,7 +326,7 @@ def test_every_trained_parameter_receives_a_gradient():
 
 
 @pytest.mark.parametrize(
-    "name, options, message",
+    ("name", "options", "message"),
     [
         ("resnet18", {"LIBRARY": "keras"}, "LIBRARY must be one of .*timm.*torchvision.*keras"),
         ("resnet81", {}, "'resnet81' is no network of torchvision; similar ones are resnet18"),
@@ -382,7 +384,7 @@ def test_errors_of_timm(tmp_path):
 
 @needs_timm
 @pytest.mark.parametrize(
-    "overrides, message",
+    ("overrides", "message"),
     [
         (["MODEL.BACKBONE.FREEZE_AT", 2], "FREEZE_AT is 2, but ViT has no stages.*set it to 0"),
         (["INPUT.MAX_SIZE_TEST", 128], "INPUT.MAX_SIZE_TEST is 128.*squares of 96"),
