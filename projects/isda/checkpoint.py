@@ -1,0 +1,247 @@
+"""Saving and loading of checkpoints, and what becomes of weights that do not fit."""
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+__all__ = ["Checkpointer", "WeightsReport", "report_weights"]
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 8  # names of a kind that a message spells out
+
+# torchvision's ResNets call the stages layer1 to layer4; Detectron2 res2 to res5.
+_TORCHVISION_NAMES = (
+    (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+
+
+class WeightsReport(NamedTuple):
+    """What became of a model's tensors when weights were loaded."""
+
+    matched: int
+    total: int
+    backbone_matched: int
+    backbone_total: int
+    missing: list[str]
+    unexpected: list[str]
+    wrong_shapes: list[tuple[str, tuple, tuple]]  # name, in the file, in the model
+
+    @property
+    def share(self) -> float:
+        """Matched share of the model or, for weights of a backbone only, of the backbone."""
+        return max(
+            self.matched / max(self.total, 1), self.backbone_matched / max(self.backbone_total, 1)
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.matched} of {self.total} tensors of the model are in the file "
+            f"({self.backbone_matched} of {self.backbone_total} of the backbone)"
+        ]
+        shapes = [f"{n}: {list(a)} in the file, {list(b)} here" for n, a, b in self.wrong_shapes]
+        for title, names in (
+            ("of another shape, left as initialised", shapes),
+            ("not in the file, left as initialised", self.missing),
+            ("in the file, but not in the model", self.unexpected),
+        ):
+            if names:
+                lines.append(f"  {len(names)} {title}: {_listing(names)}")
+        return "\n".join(lines)
+
+
+def report_weights(
+    model: nn.Module,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    wrong_shapes: Iterable[tuple[str, tuple, tuple]],
+) -> WeightsReport:
+    """Count what was matched, in tensors of ``model.state_dict()``."""
+    wrong_shapes = list(wrong_shapes)
+    # A tensor of another shape counts as missing for PyTorch, which never saw it.
+    missing = sorted(set(missing) - {name for name, *_ in wrong_shapes})
+    names = [n for n in model.state_dict() if not n.endswith("num_batches_tracked")]
+    lacking = {*missing, *(name for name, *_ in wrong_shapes)}
+    backbone = [n for n in names if n.startswith("backbone.")]
+    return WeightsReport(
+        matched=sum(n not in lacking for n in names),
+        total=len(names),
+        backbone_matched=sum(n not in lacking for n in backbone),
+        backbone_total=len(backbone),
+        missing=missing,
+        unexpected=sorted(unexpected),
+        wrong_shapes=wrong_shapes,
+    )
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, with atomic files, averaged weights and a check of what fits.
+
+    ``model`` in a file is what inference should use: with averaging (EMA) the averaged weights;
+    the weights that training continues from are then in ``training_model``. So any tool that
+    loads ``model`` gets the weights that were evaluated.
+
+    Every process has to call ``save``: each contributes its random state, the main one writes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        averaged: AveragedModel | None = None,
+        min_matched: float = 0.0,
+        **checkpointables: Any,
+    ):
+        """
+        Args:
+            averaged: the running average of ``model``, if there is one.
+            min_matched: ``load`` raises when a smaller share of the tensors is matched.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.averaged = averaged
+        self.min_matched = min_matched
+        self._resuming = False
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write ``<name>.pth`` and make it the one that ``--resume`` continues from."""
+        states = {key: thing.state_dict() for key, thing in self.checkpointables.items()}
+        if not self.save_dir or not self.save_to_disk:
+            return
+        contents = {"model": self.inference_model.state_dict(), **states, **extra}
+        if self.inference_model is not self.model:
+            contents["training_model"] = self.model.state_dict()
+            contents["averaged_steps"] = int(self.averaged.n_averaged)
+        self.write(f"{name}.pth", contents)
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    @property
+    def inference_model(self) -> nn.Module:
+        """The averaged model if there is one, else the model itself."""
+        if self.averaged is None or self.averaged.n_averaged == 0:
+            return self.model
+        return self.averaged.module
+
+    def write(self, basename: str, contents: dict) -> None:
+        """Write a file of the output folder such that a kill leaves the old one or the new one."""
+        path = os.path.join(self.save_dir, basename)
+        logger.info("Saving %s", path)
+        partial = f"{path}.partial"
+        with open(partial, "wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Point ``last_checkpoint`` to a file, atomically."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        with open(f"{path}.partial", "w") as file:
+            file.write(last_filename_basename)
+        os.replace(f"{path}.partial", path)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's; all processes have to agree on the checkpoint.
+
+        Raises:
+            RuntimeError: a process sees another checkpoint than the main one.
+        """
+        last = self.get_checkpoint_file() if resume and self.has_checkpoint() else ""
+        if len(set(seen := comm.all_gather(last))) > 1:
+            raise RuntimeError(
+                f"--resume: the processes see different checkpoints ({', '.join(seen)}): "
+                "OUTPUT_DIR must be a folder that all machines share"
+            )
+        # Evaluation resumes no training: there is nothing to continue but the model.
+        self._resuming = bool(last) and bool(self.checkpointables)
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resuming = False
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Detectron2's.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: too few of the model's tensors are in it, or it cannot be read.
+        """
+        if path and "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"no weights at {path}: check MODEL.WEIGHTS (empty trains from scratch)"
+            )
+        return super().load(path, *args, **kwargs)
+
+    def _torch_load(self, f: str) -> dict:
+        try:
+            contents = super()._torch_load(f)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{f} holds Python objects besides tensors, which are not loaded because they "
+                f"could run code; save its state_dict alone into a new file ({error})"
+            ) from error
+        except (EOFError, RuntimeError) as error:
+            raise ValueError(
+                f"{f} is no readable checkpoint, perhaps truncated: {error}"
+            ) from error
+        weights = contents.get("model", contents)
+        if "layer1.0.conv1.weight" in weights and "bn1.weight" in weights:
+            return {"model": from_torchvision(weights), "matching_heuristics": True}
+        return contents
+
+    def _load_model(self, checkpoint: dict) -> Any:
+        training_model = checkpoint.pop("training_model", None)
+        if self._resuming and training_model is not None:
+            if self.averaged is not None:
+                self.averaged.module.load_state_dict(checkpoint["model"])
+                self.averaged.n_averaged.fill_(checkpoint["averaged_steps"])
+            checkpoint["model"] = training_model
+        return super()._load_model(checkpoint)
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        report = report_weights(
+            self.model,
+            incompatible.missing_keys,
+            incompatible.unexpected_keys,
+            incompatible.incorrect_shapes,
+        )
+        complete = not (report.missing or report.unexpected or report.wrong_shapes)
+        logger.log(logging.INFO if complete else logging.WARNING, "Weights: %s", report)
+        if report.share < self.min_matched:
+            raise ValueError(
+                f"the weights do not fit the model: {report}\n"
+                f"Only {report.share:.0%} are matched, MODEL.WEIGHTS_MIN_MATCHED asks for "
+                f"{self.min_matched:.0%}. Check MODEL.WEIGHTS and the architecture's keys, convert "
+                "the file to this model's names, or set MODEL.WEIGHTS_MIN_MATCHED to 0"
+            )
+
+
+def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision ResNet's weights under Detectron2's names, without its classifier."""
+    renamed = {}
+    for name, tensor in weights.items():
+        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+            continue
+        for pattern, replacement in _TORCHVISION_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

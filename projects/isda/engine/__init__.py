@@ -1,0 +1,1 @@
+"""Training, evaluation and resumption on top of Detectron2's engine."""

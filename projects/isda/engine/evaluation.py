@@ -1,0 +1,116 @@
+"""Which evaluator a data set gets."""
+
+import importlib.util
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+)
+
+__all__ = ["CheckedCOCOEvaluator", "build_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+_COCO_MAX_DETECTIONS = 100
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """The evaluator that belongs to the data set's ``evaluator_type``.
+
+    COCO's AP looks at the 100 best detections of an image. Where ``TEST.DETECTIONS_PER_IMAGE``
+    allows more, because images hold more instances than that, so does the evaluation.
+
+    Raises:
+        ImportError: a package that the evaluation needs is not installed.
+        ValueError: the type is unknown.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    # Data sets that a user registers without a type are evaluated as COCO does.
+    kind = metadata.get("evaluator_type", "coco")
+    with_masks = cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or cfg.MODEL.MASK_ON
+    tasks = ("bbox", "segm") if with_masks else ("bbox",)
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if kind == "coco":
+        return CheckedCOCOEvaluator(
+            dataset_name,
+            tasks,
+            output_dir=output_folder,
+            max_dets_per_image=limit if limit > _COCO_MAX_DETECTIONS else None,
+        )
+    if kind == "lvis":
+        _require("lvis", dataset_name)
+        return LVISEvaluator(
+            dataset_name, tasks, output_dir=output_folder, max_dets_per_image=limit
+        )
+    if kind == "cityscapes_instance":
+        _require("cityscapesscripts", dataset_name)
+        return CityscapesInstanceEvaluator(dataset_name)
+    raise ValueError(
+        f"data set '{dataset_name}' has evaluator_type {kind!r}; there are evaluators for coco, "
+        "lvis and cityscapes_instance: set MetadataCatalog.get(name).evaluator_type"
+    )
+
+
+class CheckedCOCOEvaluator(COCOEvaluator):
+    """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault."""
+
+    def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
+        for problem in id_problems(self._coco_api.dataset, predictions, self._category_ids()):
+            logger.warning("%s: %s", self._metadata.name, problem)
+        super()._eval_predictions(predictions, img_ids)
+
+    def _category_ids(self) -> dict[int, int] | None:
+        """Dataset id of each predicted class; None where they are the same."""
+        ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        return ids and {contiguous: dataset for dataset, contiguous in ids.items()}
+
+
+def id_problems(
+    annotated: dict, predictions: list[dict], category_ids: dict[int, int] | None
+) -> list[str]:
+    """What makes an evaluation meaningless: nothing to find, or ids without any overlap.
+
+    Args:
+        annotated: a COCO JSON's content.
+        predictions: per image ``image_id`` and ``instances``, a list with ``category_id``.
+        category_ids: from predicted classes to the ids of the JSON.
+    """
+    annotations = [a for a in annotated.get("annotations", []) if not a.get("iscrowd", 0)]
+    if "annotations" not in annotated:
+        return []  # a test set, to be evaluated elsewhere
+    if not annotations:
+        return ["the annotation file has no annotations besides crowds, so AP is undefined"]
+    problems = []
+    images = {image["id"] for image in annotated["images"]}
+    predicted_images = {p["image_id"] for p in predictions}
+    if predicted_images.isdisjoint(images):
+        problems.append(_disjoint("image", predicted_images, images))
+    classes = {i["category_id"] for p in predictions for i in p.get("instances", [])}
+    predicted = {(category_ids or {}).get(c, c) for c in classes}
+    categories = {a["category_id"] for a in annotations}
+    if predicted and predicted.isdisjoint(categories):
+        problems.append(_disjoint("category", predicted, categories))
+    return problems
+
+
+def _disjoint(kind: str, predicted: set, annotated: set) -> str:
+    return (
+        f"no predicted {kind} id is annotated, so AP will be 0: predicted {_some(predicted)}, "
+        f"annotated {_some(annotated)}; was the model trained on another data set?"
+    )
+
+
+def _some(ids: set) -> str:
+    return ", ".join(map(str, sorted(ids, key=str)[:5])) + (", …" if len(ids) > 5 else "")
+
+
+def _require(package: str, dataset_name: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"evaluating '{dataset_name}' needs the package {package}: pip install {package}"
+        )

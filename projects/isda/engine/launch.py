@@ -1,0 +1,96 @@
+"""Starting processes: one, Detectron2's launcher on GPUs, gloo on CPUs, or torchrun's."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import default_argument_parser, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+from isda.data.errors import DatasetError
+from isda.engine.setup import ConfigError, load_config, uses_cuda
+
+__all__ = ["argument_parser", "run"]
+
+
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Detectron2's flags, and trailing KEY VALUE pairs."""
+    return default_argument_parser(epilog)
+
+
+def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """Call ``main(args)`` in as many processes as wanted.
+
+    Under ``torchrun`` its processes are used and ``--num-gpus`` is ignored. On CPUs ``--num-gpus``
+    is the number of processes. What the user can mend ends the program with its message alone.
+    """
+    try:
+        config = load_config(args.config_file, args.opts)
+        on_gpu = uses_cuda(config.MODEL.DEVICE, args.num_gpus)
+        if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            _run_under_torchrun(main, args, on_gpu)
+        elif on_gpu:
+            _check_gpus(args.num_gpus)
+            _launch(main, args)
+        elif args.num_gpus * args.num_machines > 1:
+            _launch_on_cpus(main, args)
+        else:
+            main(args)
+    except (ConfigError, DatasetError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; --resume continues from the last checkpoint")
+
+
+def _check_gpus(wanted: int) -> None:
+    if wanted > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus {wanted}, but this machine has {torch.cuda.device_count()}")
+
+
+def _launch(main: Callable, args: argparse.Namespace) -> None:
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def _launch_on_cpus(main: Callable, args: argparse.Namespace) -> None:
+    # Detectron2's launcher takes NCCL wherever there is a GPU, wanted or not.
+    torch.multiprocessing.start_processes(
+        _cpu_process, args=(main, args), nprocs=args.num_gpus, start_method="spawn"
+    )
+
+
+def _cpu_process(local_rank: int, main: Callable, args: argparse.Namespace) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=args.dist_url,
+        rank=args.machine_rank * args.num_gpus + local_rank,
+        world_size=args.num_machines * args.num_gpus,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    _run_in_group(main, args, args.num_gpus)
+
+
+def _run_under_torchrun(main: Callable, args: argparse.Namespace, on_gpu: bool) -> None:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if on_gpu:
+        _check_gpus(local_size)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    _run_in_group(main, args, local_size)
+
+
+def _run_in_group(main: Callable, args: argparse.Namespace, local_size: int) -> None:
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+    main(args)
+    dist.destroy_process_group()

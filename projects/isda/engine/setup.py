@@ -1,0 +1,318 @@
+"""From a command line to a checked, complete configuration."""
+
+import argparse
+import difflib
+import logging
+import os
+from ast import literal_eval
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from isda import add_isda_config
+from isda.training.optimizer import CLIP_TYPES
+
+__all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
+
+logger = logging.getLogger(__name__)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and the remedy."""
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read, complete and check the configuration, start logging, and seed.
+
+    Args:
+        args: what Detectron2's ``default_argument_parser`` returns.
+
+    Raises:
+        ConfigError: a key, a value, or a combination of values is wrong.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
+    if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE, args.num_gpus):
+        logger.warning("MODEL.DEVICE is cpu: no CUDA device can be used")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+    cfg.defrost()
+    check_config(cfg, comm.get_world_size())
+    resolve_classes(cfg)
+    cfg.SEED = _resolve_seed(cfg, args.resume)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def uses_cuda(device: str, num_gpus: int = 1) -> bool:
+    """Whether CUDA is wanted (``--num-gpus 0`` declines it) and there."""
+    return device.startswith("cuda") and num_gpus > 0 and torch.cuda.is_available()
+
+
+def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
+    """Detectron2's defaults, ours, the file's and the command line's values, in this order.
+
+    Raises:
+        ConfigError: no such file or key, or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_isda_config(cfg)
+    if config_file:
+        _merge(cfg, _flatten(_read_yaml(config_file)), config_file)
+    _merge(cfg, _pairs(opts or []), "the command line")
+    return cfg
+
+
+def _read_yaml(config_file: str) -> dict:
+    try:
+        return CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) or {}
+    except FileNotFoundError as error:
+        missing = error.filename or config_file
+        raise ConfigError(f"config file {missing} does not exist") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {config_file} is not valid YAML: {error}") from error
+
+
+def _flatten(nested: dict, prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            pairs += _flatten(value, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
+
+
+def _pairs(opts: list[str]) -> list[tuple[str, str]]:
+    for opt in opts[::2]:
+        if opt.startswith("--"):
+            raise ConfigError(f"{opt} stands after KEY VALUE pairs: flags go before them")
+        if "=" in opt:
+            raise ConfigError(f"{opt}: write KEY VALUE with a space, not KEY=VALUE")
+    if len(opts) % 2:
+        raise ConfigError(f"{opts[-1]} has no value: overrides are KEY VALUE pairs")
+    return list(zip(opts[::2], opts[1::2], strict=True))
+
+
+def _merge(cfg: CfgNode, pairs: list[tuple[str, Any]], source: str) -> None:
+    known = dict(_flatten(cfg))
+    for key, value in pairs:
+        if key not in known:
+            raise ConfigError(f"unknown config key {key} in {source}{_suggestion(key, known)}")
+        try:
+            cfg.merge_from_list([key, _as_float(value, known[key])])
+        except ValueError as error:
+            wanted = type(known[key]).__name__
+            raise ConfigError(
+                f"{key} in {source} must be of type {wanted}, as {known[key]!r}; got {value!r}"
+            ) from error
+
+
+def _as_float(value: Any, default: Any) -> Any:
+    """An int where a float is expected, as a float: nobody should have to write 12.0."""
+    if isinstance(default, float):
+        try:
+            decoded = literal_eval(value) if isinstance(value, str) else value
+        except (ValueError, SyntaxError):
+            return value
+        if type(decoded) is int:
+            return float(decoded)
+    return value
+
+
+def _suggestion(key: str, known: dict[str, Any]) -> str:
+    matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    last = key.rsplit(".", 1)[-1]
+    matches += [name for name in known if name.rsplit(".", 1)[-1] == last and name not in matches]
+    return f"; did you mean {', '.join(matches[:3])}?" if matches else ""
+
+
+def resolve_classes(cfg: CfgNode) -> None:
+    """Take the number of classes from the training data's metadata."""
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog]
+    if names and cfg.MODEL.ISDA.NUM_CLASSES == 0:
+        if "thing_classes" not in MetadataCatalog.get(names[0]).as_dict():
+            DatasetCatalog.get(names[0])  # Detectron2's COCO loader fills in the metadata
+        cfg.MODEL.ISDA.NUM_CLASSES = len(MetadataCatalog.get(names[0]).thing_classes)
+
+
+def _resolve_seed(cfg: CfgNode, resume: bool) -> int:
+    """``SEED``, or one that all processes share: the interrupted training's, or a new one."""
+    if cfg.SEED >= 0:
+        return cfg.SEED
+    saved = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if resume and os.path.isfile(saved):
+        with open(saved) as file:
+            seed = yaml.safe_load(file).get("SEED", -1)
+        if seed >= 0:
+            return seed
+    return comm.shared_random_seed()
+
+
+def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
+    """Turn epochs into iterations and scale the learning rate with the batch, in place.
+
+    An epoch is one pass over the ``num_images`` filtered training images. Warm-up stays in
+    iterations, but ends before the training does. Resolving twice changes nothing.
+
+    Raises:
+        ConfigError: a step of the schedule lies outside it.
+    """
+    solver = cfg.SOLVER
+    per_epoch = num_images / solver.IMS_PER_BATCH
+    if solver.EPOCHS > 0:
+        solver.MAX_ITER = max(round(solver.EPOCHS * per_epoch), 1)
+        solver.STEPS = tuple(round(epoch * per_epoch) for epoch in solver.STEP_EPOCHS)
+    if solver.CHECKPOINT_EPOCHS > 0:
+        solver.CHECKPOINT_PERIOD = max(round(solver.CHECKPOINT_EPOCHS * per_epoch), 1)
+    if cfg.TEST.EVAL_EPOCHS > 0:
+        cfg.TEST.EVAL_PERIOD = max(round(cfg.TEST.EVAL_EPOCHS * per_epoch), 1)
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning("SOLVER.WARMUP_ITERS shortened to fit %d iterations", solver.MAX_ITER)
+        solver.WARMUP_ITERS = solver.MAX_ITER - 1
+    if solver.REFERENCE_BATCH > 0:
+        scale = solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
+        solver.BASE_LR *= scale
+        solver.BASE_LR_END *= scale
+        solver.REFERENCE_BATCH = solver.IMS_PER_BATCH  # what BASE_LR is meant for from now on
+    logger.info(
+        "%d images, %d per step, %.1f steps per epoch: %d iterations, learning rate %g, drops at "
+        "%s, checkpoint every %d, evaluation every %d iterations",
+        num_images,
+        solver.IMS_PER_BATCH,
+        per_epoch,
+        solver.MAX_ITER,
+        solver.BASE_LR,
+        [step for step in solver.STEPS if step < solver.MAX_ITER],
+        solver.CHECKPOINT_PERIOD,
+        cfg.TEST.EVAL_PERIOD,
+    )
+
+
+def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= low, f"at least {low}"
+
+
+def _one_of(*values: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in values, f"one of {', '.join(map(str, values))}"
+
+
+_POSITIVE = (lambda value: value > 0, "above 0")
+_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
+
+_REQUIREMENTS = {
+    "SOLVER.IMS_PER_BATCH": _at_least(1),
+    "SOLVER.ACCUMULATION": _at_least(1),
+    "SOLVER.MAX_ITER": _at_least(1),
+    "SOLVER.BASE_LR": _POSITIVE,
+    "SOLVER.OPTIMIZER": _one_of("ADAMW", "SGD"),
+    "SOLVER.BACKBONE_MULTIPLIER": _at_least(0),
+    "SOLVER.SAMPLING_MULTIPLIER": _at_least(0),
+    "SOLVER.REFERENCE_BATCH": _at_least(0),
+    "SOLVER.EPOCHS": _at_least(0),
+    "SOLVER.CHECKPOINT_EPOCHS": _at_least(0),
+    "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
+    "SOLVER.WARMUP_ITERS": _at_least(0),
+    "SOLVER.MAX_NONFINITE_STEPS": _at_least(1),
+    "SOLVER.AMP.DTYPE": _one_of("bfloat16", "float16"),
+    "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _one_of(*CLIP_TYPES),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "TEST.EVAL_EPOCHS": _at_least(0),
+    "TEST.EVAL_PERIOD": _at_least(0),
+    "TEST.DETECTIONS_PER_IMAGE": _at_least(1),
+    "TEST.PRECISE_BN.ENABLED": (lambda value: not value, "False: this trainer has no precise BN"),
+    "DATALOADER.NUM_WORKERS": _at_least(0),
+    "MODEL.WEIGHTS_MIN_MATCHED": _SHARE,
+}
+_ISDA_REQUIREMENTS = {
+    "NUM_CLASSES": _at_least(0),
+    "NUM_QUERIES": _at_least(1),
+    "NUM_HEADS": _at_least(1),
+    "NUM_POINTS": _at_least(1),
+    "ENCODER_LAYERS": _at_least(1),
+    "DECODER_LAYERS": _at_least(1),
+    "FEEDFORWARD_DIM": _at_least(1),
+    "DROPOUT": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "HIDDEN_DIM": (
+        lambda value: value > 0 and value % 32 == 0,
+        "a positive multiple of 32, for group normalisation with 32 groups",
+    ),
+    "MASK_HEAD_DIM": (
+        lambda value: value > 0 and value % 32 == 0,
+        "a positive multiple of 32, for group normalisation with 32 groups",
+    ),
+    "MASK_DIM": (
+        lambda value: value > 0 and value % 32 == 0,
+        "a positive multiple of 32, for group normalisation with 32 groups",
+    ),
+    "MASK_STRIDE": _one_of(2, 4, 8),
+    "MASK_THRESHOLD": _SHARE,
+    "CLASS_WEIGHT": _at_least(0),
+    "MASK_WEIGHT": _at_least(0),
+    "CLASS_COST": _at_least(0),
+    "MASK_COST": _at_least(0),
+}
+
+
+def check_config(cfg: CfgNode, world_size: int = 1) -> None:
+    """Find wrong values before any work is done that they would waste.
+
+    Raises:
+        ConfigError: with the first key that is wrong.
+    """
+    requirements = dict(_REQUIREMENTS)
+    if cfg.MODEL.META_ARCHITECTURE == "ISDA":
+        requirements |= {f"MODEL.ISDA.{k}": v for k, v in _ISDA_REQUIREMENTS.items()}
+    values = dict(_flatten(cfg))
+    for key, (holds, requirement) in requirements.items():
+        if not holds(values[key]):
+            raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
+    _check_combinations(cfg, world_size)
+    _check_datasets(cfg)
+
+
+def _check_combinations(cfg: CfgNode, world_size: int) -> None:
+    solver, isda = cfg.SOLVER, cfg.MODEL.ISDA
+    share = world_size * solver.ACCUMULATION
+    if solver.IMS_PER_BATCH % share:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of {share} ({world_size} processes × "
+            f"SOLVER.ACCUMULATION {solver.ACCUMULATION}), got {solver.IMS_PER_BATCH}"
+        )
+    if cfg.MODEL.META_ARCHITECTURE == "ISDA" and isda.HIDDEN_DIM % isda.NUM_HEADS:
+        raise ConfigError(
+            f"MODEL.ISDA.HIDDEN_DIM ({isda.HIDDEN_DIM}) must be a multiple of "
+            f"MODEL.ISDA.NUM_HEADS ({isda.NUM_HEADS})"
+        )
+    if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
+        raise ConfigError(
+            "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the learning rate: "
+            "set one of them to 0"
+        )
+    steps = list(solver.STEP_EPOCHS)
+    if solver.EPOCHS > 0 and (steps != sorted(steps) or any(s >= solver.EPOCHS for s in steps)):
+        raise ConfigError(
+            f"SOLVER.STEP_EPOCHS must increase and stay below SOLVER.EPOCHS ({solver.EPOCHS:g}), "
+            f"got {steps}"
+        )
+
+
+def _check_datasets(cfg: CfgNode) -> None:
+    for split in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[split]:
+            if name not in DatasetCatalog:
+                close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.4)
+                hint = f"; did you mean {', '.join(close)}?" if close else ""
+                raise ConfigError(
+                    f"DATASETS.{split} names '{name}', which is not registered{hint} "
+                    "(register_coco_instances registers a data set of your own)"
+                )

@@ -1,0 +1,224 @@
+"""The trainer of every model here: Detectron2's, with what its users have to add themselves."""
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+
+from isda.checkpoint import Checkpointer
+from isda.data.dataset_mapper import build_mapper
+from isda.engine.evaluation import build_evaluator
+from isda.engine.hooks import BestCheckpointer, tidy_metrics
+from isda.engine.loader import build_train_loader, training_dicts
+from isda.engine.random_state import preserved_random_state, random_state, set_random_state
+from isda.engine.setup import resolve_schedule
+from isda.engine.steps import StepTrainer, averaged_model
+from isda.training.optimizer import build_gradient_clipper, build_optimizer
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains, evaluates and resumes any Detectron2 model from a config.
+
+    Resumption is exact: weights, optimiser, schedule, averaged weights, gradient scaler, position
+    in the data, and every random state continue as if nothing had happened. On CPUs the result is
+    the same to the last bit; on GPUs to what their non-deterministic kernels allow. With another
+    number of processes or images per step the data order goes on, but random states start anew.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: as ``isda.engine.setup.setup`` returns it; epochs are resolved here.
+        """
+        TrainerBase.__init__(self)  # DefaultTrainer's own would build Detectron2's parts
+        dicts = _main_process_first(lambda: training_dicts(cfg))
+        self.cfg = cfg = _with_schedule(cfg, len(dicts))
+        model = self.build_model(cfg)
+        optimizer = build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg, dicts)
+        self._sampler = loader.dataset.sampler
+        ema = cfg.SOLVER.EMA
+        self.averaged = averaged_model(model, ema.DECAY) if ema.ENABLED else None
+        self._trainer = self._build_steps(_distributed(model), loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            averaged=self.averaged,
+            min_matched=cfg.MODEL.WEIGHTS_MIN_MATCHED,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self._images_before = 0  # images read by the trainings that this one continues
+        self._random_states: list[dict] = []
+        self.register_hooks(self.build_hooks())
+
+    def _build_steps(self, model: nn.Module, loader, optimizer) -> StepTrainer:
+        solver = self.cfg.SOLVER
+        clipping = solver.CLIP_GRADIENTS
+        return StepTrainer(
+            model,
+            loader,
+            optimizer,
+            clip_gradients=build_gradient_clipper(
+                clipping.CLIP_TYPE if clipping.ENABLED else None,
+                clipping.CLIP_VALUE,
+                clipping.NORM_TYPE,
+            ),
+            accumulation=solver.ACCUMULATION,
+            amp_dtype=getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
+            averaged=self.averaged,
+            max_nonfinite_steps=solver.MAX_NONFINITE_STEPS,
+        )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model on its device; its size is logged, its modules are not."""
+        model = build_model(cfg)
+        total = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info(
+            "%s: %s parameters, %s of them trained",
+            type(model).__name__,
+            f"{total:,}",
+            f"{trained:,}",
+        )
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict]):
+        """Endless batches of this process, see ``isda.engine.loader``."""
+        return build_train_loader(cfg, dicts, build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """The images of ``dataset_name``, one at a time."""
+        return _main_process_first(
+            lambda: build_detection_test_loader(
+                cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
+            )
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """By the data set's type; files go to OUTPUT_DIR/inference."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Timing, schedule, checkpoints, evaluation and best model, in this order."""
+        cfg = self.cfg
+        every = cfg.TEST.EVAL_PERIOD
+        registered = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            # In all processes: each contributes its random state.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+        ]
+        if cfg.DATASETS.TEST:
+            registered.append(hooks.EvalHook(every, self.evaluate))
+            if comm.is_main_process():
+                several = len(cfg.DATASETS.TEST) > 1
+                metric = f"{cfg.DATASETS.TEST[0]}/segm/AP" if several else "segm/AP"
+                registered.append(BestCheckpointer(self.checkpointer, every, metric))
+        return registered
+
+    def evaluate(self) -> OrderedDict:
+        """Evaluate the weights that inference should use, without a trace in training."""
+        with preserved_random_state():
+            self._last_eval_results = self.test(self.cfg, self.checkpointer.inference_model)
+        return self._last_eval_results
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the training in OUTPUT_DIR, or start one from MODEL.WEIGHTS."""
+        found = self.checkpointer.has_checkpoint()
+        super().resume_or_load(resume)
+        if resume and found:
+            logger.info("Resumed: %d of %d iterations are done", self.start_iter, self.max_iter)
+        elif resume:
+            logger.warning("--resume: no checkpoint in %s, starting anew", self.cfg.OUTPUT_DIR)
+        elif found:
+            logger.warning(
+                "%s holds an earlier training, which this one replaces; --resume would continue it",
+                self.cfg.OUTPUT_DIR,
+            )
+
+    def train(self) -> OrderedDict | None:
+        """Train to the end, and return the final evaluation's results."""
+        if self.start_iter >= self.max_iter:
+            logger.info("Nothing left to train; raise SOLVER.MAX_ITER or SOLVER.EPOCHS for more")
+            return self.evaluate() if self.cfg.DATASETS.TEST else None
+        if comm.is_main_process():
+            tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
+            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=20)])
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def before_train(self) -> None:
+        super().before_train()
+        # Last of all, so that nothing is drawn between here and the first step.
+        if len(self._random_states) == comm.get_world_size():
+            set_random_state(self._random_states[comm.get_rank()])
+
+    def state_dict(self) -> dict:
+        """Everything to continue from; all processes have to call it together."""
+        state = super().state_dict()
+        done = self.iter + 1 - self.start_iter
+        state["images"] = self._images_before + done * self.cfg.SOLVER.IMS_PER_BATCH
+        state["random_states"] = comm.gather(random_state())
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._images_before = state_dict["images"]
+        self._sampler.start = self._images_before // comm.get_world_size()
+        self._random_states = state_dict["random_states"]
+        if len(self._random_states) != comm.get_world_size():
+            logger.warning(
+                "resumed with %d processes instead of %d: random states start anew",
+                comm.get_world_size(),
+                len(self._random_states),
+            )
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    on_gpu = next(model.parameters()).is_cuda
+    devices = {} if on_gpu else {"device_ids": None}
+    return create_ddp_model(model, broadcast_buffers=False, **devices)
+
+
+def _with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
+    """A copy with epochs resolved, which also replaces OUTPUT_DIR/config.yaml."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    resolve_schedule(cfg, num_images)
+    cfg.freeze()
+    if comm.is_main_process():
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            file.write(cfg.dump())
+    return cfg
+
+
+def _main_process_first(action: Callable):
+    """Files that loading a data set makes or downloads are made by one process only."""
+    result = action() if comm.is_main_process() else None
+    comm.synchronize()
+    return result if comm.is_main_process() else action()
