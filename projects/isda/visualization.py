@@ -1,0 +1,295 @@
+"""Pictures of instances, and curves of a training: what the demo and the tools draw with.
+
+Images are ``(H, W, 3)`` uint8 in RGB throughout; masks are as Detectron2's ``Visualizer`` takes
+them: ``(G, H, W)`` bool, ``BitMasks``, ``PolygonMasks``, or a list of polygons or RLE.
+"""
+
+import colorsys
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+
+__all__ = [
+    "add_title",
+    "class_labels",
+    "contact_sheet",
+    "draw_annotations",
+    "draw_instances",
+    "draw_predictions",
+    "instance_colors",
+    "plot_curves",
+    "read_metrics",
+    "side_by_side",
+    "write_image",
+]
+
+logger = logging.getLogger(__name__)
+
+_GAP = 6  # pixels between panels
+_TITLE_HEIGHT = 24  # pixels
+_WHITE = 255
+# Turning the hue by the golden ratio keeps any number of neighbours in the list apart.
+_GOLDEN_RATIO = 0.618034
+
+
+def instance_colors(count: int) -> list[tuple[float, float, float]]:
+    """``count`` bright colors as RGB in [0, 1]; the same at every call."""
+    hues = [(0.05 + index * _GOLDEN_RATIO) % 1 for index in range(count)]
+    return [colorsys.hsv_to_rgb(hue, 0.85, 1.0) for hue in hues]
+
+
+def class_labels(
+    classes: Sequence[int], names: Sequence[str] | None, scores: Sequence[float] | None = None
+) -> list[str]:
+    """One label per instance: its class name (its number without names) and its score."""
+    labels = [names[index] if names else f"class {index}" for index in classes]
+    if scores is None:
+        return labels
+    return [f"{label} {score:.0%}" for label, score in zip(labels, scores)]
+
+
+def draw_instances(
+    image: np.ndarray,
+    masks,
+    *,
+    boxes=None,
+    labels: Sequence[str] | None = None,
+    scale: float = 1.0,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """Paints every instance in a color of its own over the image.
+
+    Args:
+        image: ``(H, W, 3)`` RGB.
+        masks: G masks, or None to draw the boxes alone.
+        boxes: ``Boxes`` or ``(G, 4)``, XYXY in pixels; None draws none.
+        labels: G texts; None draws none, which suits images full of small instances.
+        scale: of the output relative to the image.
+        alpha: opacity of the masks.
+
+    Returns:
+        ``(scale * H, scale * W, 3)``.
+    """
+    masks = None if masks is None or len(masks) == 0 else masks
+    boxes = None if boxes is None or len(boxes) == 0 else boxes
+    visualizer = Visualizer(image, scale=scale)
+    if masks is not None or boxes is not None:
+        count = len(boxes if masks is None else masks)
+        visualizer.overlay_instances(
+            masks=masks,
+            boxes=boxes,
+            labels=labels,
+            assigned_colors=instance_colors(count),
+            alpha=alpha,
+        )
+    return visualizer.get_output().get_image()
+
+
+def draw_predictions(
+    image: np.ndarray,
+    instances: Instances,
+    names: Sequence[str] | None = None,
+    *,
+    with_labels: bool = True,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """The image under the ``Instances`` that a model returned for it.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, of the size of the predicted masks.
+        instances: with ``pred_masks`` or ``pred_boxes``, ``pred_classes`` and ``scores``.
+        names: of the classes.
+        with_labels: False leaves names, scores and boxes out.
+        scale: of the output relative to the image.
+    """
+    instances = instances.to("cpu")
+    masks = instances.pred_masks if instances.has("pred_masks") else None
+    labels = boxes = None
+    if with_labels:
+        scores = instances.scores.tolist()
+        labels = class_labels(instances.pred_classes.tolist(), names, scores)
+    if masks is None:
+        boxes = instances.pred_boxes
+    return draw_instances(image, masks, boxes=boxes, labels=labels, scale=scale)
+
+
+def draw_annotations(
+    image: np.ndarray,
+    annotations: Sequence[Mapping],
+    names: Sequence[str] | None = None,
+    *,
+    with_labels: bool = True,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """The image under its ground truth, ``annotations`` of Detectron2's standard data set dict.
+
+    An annotation without a segmentation is left out; a crowd is labelled as such.
+    """
+    shown = [annotation for annotation in annotations if annotation.get("segmentation")]
+    labels = None
+    if with_labels:
+        labels = class_labels([annotation["category_id"] for annotation in shown], names)
+        crowds = [annotation.get("iscrowd", 0) for annotation in shown]
+        labels = [f"{label} (crowd)" if crowd else label for label, crowd in zip(labels, crowds)]
+    masks = [annotation["segmentation"] for annotation in shown]
+    return draw_instances(image, masks, labels=labels, scale=scale)
+
+
+def add_title(image: np.ndarray, title: str) -> np.ndarray:
+    """The image under a white strip with ``title``, which shrinks until it fits."""
+    strip = np.full((_TITLE_HEIGHT, image.shape[1], 3), _WHITE, np.uint8)
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
+    (width, _), _ = cv2.getTextSize(title, font, size, 1)
+    size *= min(1.0, (image.shape[1] - 4) / max(width, 1))
+    cv2.putText(strip, title, (2, _TITLE_HEIGHT - 8), font, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([strip, image])
+
+
+def side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One row of titled panels, ``{title: image}``, white between them and below shorter ones."""
+    return contact_sheet([add_title(image, title) for title, image in panels.items()], len(panels))
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """All images in rows of ``columns``, each at its own size at the top left of its cell.
+
+    Returns:
+        ``(rows * cell height, columns * cell width, 3)``; a cell is as large as the largest
+        image and a gap around it.
+
+    Raises:
+        ValueError: no image, or fewer than one column.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"cannot lay out {len(images)} images in {columns} columns")
+    height = max(image.shape[0] for image in images) + _GAP
+    width = max(image.shape[1] for image in images) + _GAP
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * height + _GAP, columns * width + _GAP, 3), _WHITE, np.uint8)
+    for index, image in enumerate(images):
+        y, x = _GAP + index // columns * height, _GAP + index % columns * width
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return sheet
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes an RGB image; the suffix of ``path`` decides the format.
+
+    Raises:
+        OSError: the file cannot be written, or OpenCV does not know the suffix.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise OSError(
+            f"cannot write {path}: '{path.suffix}' is no image format; use .png or .jpg"
+        ) from error
+    if not written:
+        raise OSError(f"cannot write {path}: check the folder's permissions and free space")
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The records of a ``metrics.json``, one per iteration, in order.
+
+    A run that was killed may have left half a line: it is skipped with a warning. After a resume,
+    or a restart in the same folder, records appear again; the later ones count, and what the
+    earlier run wrote from that iteration on is dropped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no record at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no metrics at {path}: give the metrics.json of a training's OUTPUT_DIR"
+        )
+    records: list[dict] = []
+    broken = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        record = _parse_record(line)
+        if record is None:
+            broken += bool(line.strip())
+            continue
+        while records and records[-1]["iteration"] > record["iteration"]:
+            records.pop()
+        if records and records[-1]["iteration"] == record["iteration"]:
+            records[-1] |= record
+        else:
+            records.append(record)
+    if broken:
+        logger.warning("%s: skipped %d unreadable line(s)", path, broken)
+    if not records:
+        raise ValueError(f"{path} holds no record yet: has the training written its first line?")
+    return records
+
+
+def _parse_record(line: str) -> dict | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and "iteration" in record else None
+
+
+def _series(records: Sequence[Mapping], key: str) -> tuple[list[int], list[float]]:
+    """Iterations and values of the records that have ``key``."""
+    pairs = [(record["iteration"], record[key]) for record in records if key in record]
+    return [iteration for iteration, _ in pairs], [value for _, value in pairs]
+
+
+def plot_curves(
+    runs: Mapping[str, Sequence[Mapping]],
+    path: str | os.PathLike,
+    *,
+    loss: str = "total_loss",
+    metrics: Sequence[str] = ("segm/AP", "bbox/AP"),
+) -> None:
+    """Writes one picture: the loss on the left, AP on the right, a color per run.
+
+    Args:
+        runs: ``{name: records}``, records as ``read_metrics`` returns them.
+        path: of the picture; matplotlib knows .png, .svg and .pdf.
+        loss: key of the left curve. Losses of different models have different terms, so only
+            their course is comparable, not their values.
+        metrics: keys of the right curves, told apart by line style.
+
+    Raises:
+        ValueError: no run has any of the keys, or there are more than four metrics.
+    """
+    from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
+
+    styles = ("-", "--", ":", "-.")
+    if len(metrics) > len(styles):
+        raise ValueError(f"at most {len(styles)} metrics fit into a picture, got {len(metrics)}")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, (name, records) in enumerate(runs.items()):
+        _plot(left, records, loss, name, f"C{index % 10}", "-")
+        for key, style in zip(metrics, styles):
+            _plot(right, records, key, f"{name} {key}", f"C{index % 10}", style, marker="o")
+    if not left.lines and not right.lines:
+        raise ValueError(f"none of {', '.join((loss, *metrics))} is recorded in {', '.join(runs)}")
+    left.set(xlabel="iteration", ylabel=loss, yscale="log")
+    right.set(xlabel="iteration", ylabel="AP", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _plot(axes, records, key: str, label: str, color: str, style: str, marker: str = "") -> None:
+    iterations, values = _series(records, key)
+    if iterations:
+        axes.plot(iterations, values, style, color=color, label=label, marker=marker, markersize=3)

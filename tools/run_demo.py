@@ -1,0 +1,478 @@
+"""From nothing to masks on photographs: what ``make demo`` runs.
+
+Prepares the embedded data, trains a small ISDA and a Mask R-CNN of the same size on photographs of
+cell nuclei, evaluates both with COCO's metric, and draws what they predict, in less than ten
+minutes on two CPU cores. Run it again and it continues where it stopped; what is finished is kept.
+
+    python tools/run_demo.py [--output output/demo] [--fresh] [--skip-mask-rcnn]
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from demo_progress import Progress, TrainingWatch
+from isda.data.images import read_image
+from isda.engine.loader import training_dicts
+from isda.engine.predictor import Predictor, confident
+from isda.engine.setup import load_config, resolve_schedule
+from isda.visualization import (
+    contact_sheet,
+    draw_annotations,
+    draw_predictions,
+    plot_curves,
+    read_metrics,
+    side_by_side,
+    write_image,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE_FILE = "demo.json"
+CONSOLE_FILE = "console.log"
+NUM_PICTURES = 6
+PICTURE_SCALE = 1.5
+SCORE_THRESHOLD = 0.5  # of the masks in the pictures; AP counts all masks, whatever their score
+
+
+class DemoError(Exception):
+    """A stage failed; the message is meant for the user."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the models that are compared."""
+
+    name: str
+    folder: str
+    config_file: str
+    planned_seconds: float  # on two cores
+
+
+ISDA = Model("ISDA", "isda", "configs/nuclei/isda_tiny.yaml", 270.0)
+MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 180.0)
+
+
+@dataclass
+class Run:
+    """The training of one model: its folder, its configuration, and what was noted about it."""
+
+    model: Model
+    folder: Path
+    cfg: CfgNode
+    opts: list[str]
+    seconds: float = 0.0  # spent in train_net.py so far, evaluations included
+    finished: bool = False
+
+    @property
+    def planned_seconds(self) -> float:
+        """What is left of the plan; 0 when finished."""
+        if self.finished:
+            return 0.0
+        return max(self.model.planned_seconds - self.seconds, 0.1 * self.model.planned_seconds)
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model_final.pth"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in the configuration and with the annotations."""
+        digest = hashlib.sha256(self.cfg.dump().encode())
+        for name in (*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST):
+            digest.update(Path(MetadataCatalog.get(name).json_file).read_bytes())
+        return digest.hexdigest()
+
+    def command(self, resume: bool) -> list[str]:
+        """What follows ``python``, in the checkout."""
+        resuming = ["--resume"] if resume else []
+        overrides = [*self.opts, "OUTPUT_DIR", shown(self.folder)]
+        return ["train_net.py", "--config-file", self.model.config_file, *resuming, *overrides]
+
+    def save(self) -> None:
+        state = {"fingerprint": self.fingerprint, "seconds": self.seconds}
+        write_atomically(self.folder / STATE_FILE, json.dumps(state | {"finished": self.finished}))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the table says about a model; AP in percent on images that it was not trained on."""
+
+    name: str
+    mask_ap: float
+    mask_ap50: float
+    mask_ap75: float
+    box_ap: float
+    minutes: float  # of train_net.py: start, training and evaluations
+    epochs: float
+    iterations: int
+    parameters: int
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def open_run(model: Model, output: Path, opts: list[str], fresh: bool) -> Run:
+    """The model's run with what an earlier demo left of it.
+
+    A folder of another configuration, or any with ``fresh``, is emptied, but only if the demo
+    made it.
+
+    Raises:
+        DemoError: the folder holds something else.
+    """
+    run = Run(model, output / model.folder, load_config(model.config_file, opts), opts)
+    state_file = run.folder / STATE_FILE
+    if run.folder.exists() and any(run.folder.iterdir()):
+        if not state_file.is_file():
+            raise DemoError(
+                f"{run.folder} holds files that this demo did not write: choose another --output"
+            )
+        state = json.loads(state_file.read_text())
+        if not fresh and state["fingerprint"] == run.fingerprint:
+            run.seconds = state["seconds"]
+            run.finished = state["finished"] and run.weights.is_file()
+            return run
+        reason = "--fresh" if fresh else "its configuration or data changed"
+        print(f"Starting {model.name} anew: {reason}")
+        shutil.rmtree(run.folder)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.save()
+    return run
+
+
+def prepare_data(output: Path, progress: Progress) -> None:
+    """Draws samples of the embedded data; shapes are generated on first use."""
+    for name, columns, scale, labels in (
+        ("nuclei_mini_train", 4, 1.0, False),
+        ("shapes_tiny8_train", 4, 2.0, True),
+    ):
+        records = DatasetCatalog.get(name)
+        names = MetadataCatalog.get(name).thing_classes
+        sample = evenly_spaced(records, 8)
+        panels = []
+        for record in sample:
+            image = read_image(record["file_name"], "RGB")
+            annotations = record["annotations"]
+            painted = draw_annotations(image, annotations, names, with_labels=labels, scale=scale)
+            panels.append(painted)
+        path = output / f"data_{name}.png"
+        write_image(path, contact_sheet(panels, columns))
+        instances = sum(len(record["annotations"]) for record in records)
+        progress.say(f"      {name}: {len(records)} images, {instances} instances; {shown(path)}")
+
+
+def evenly_spaced(items: Sequence, count: int) -> list:
+    """At most ``count`` of the items, from the whole length of the list."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def schedule(cfg: CfgNode) -> tuple[int, int]:
+    """Iterations of the training, and from one evaluation to the next."""
+    cfg = cfg.clone()
+    resolve_schedule(cfg, len(training_dicts(cfg)))
+    return cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD
+
+
+def train(run: Run, progress: Progress) -> None:
+    """Runs ``train_net.py`` as a user would, and shows one line of what it says.
+
+    Raises:
+        DemoError: it failed; the message ends with the last lines of its console.
+    """
+    resume = (run.folder / "last_checkpoint").is_file()
+    command = run.command(resume)
+    progress.say(f"      $ {shlex.join([python_name(), *command])}")
+    watch, before, start = TrainingWatch(*schedule(run.cfg)), run.seconds, time.monotonic()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    try:
+        with (run.folder / CONSOLE_FILE).open("a") as console:
+            for line in process.stdout:
+                console.write(line)
+                console.flush()
+                if watch.read(line) and (remaining := watch.remaining()) is not None:
+                    progress.update(str(watch), remaining)
+                    run.seconds = before + time.monotonic() - start
+                    run.save()
+        code = process.wait()
+    finally:
+        stop(process)
+    run.seconds = before + time.monotonic() - start
+    if code or not run.weights.is_file():
+        raise DemoError(failure_message(run, code))
+    run.finished = True
+    run.save()
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends the process if it still runs, in peace where it listens."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def failure_message(run: Run, code: int) -> str:
+    """What went wrong, with the last lines of the console, and what to do about it."""
+    console = run.folder / CONSOLE_FILE
+    tail = console.read_text(errors="replace").splitlines()[-15:]
+    reason = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+    if code == -signal.SIGKILL:
+        reason += " (the system may have run out of memory)"
+    if code == 0:
+        reason = f"ended without writing {run.weights.name}"
+    return "\n".join(
+        [
+            f"training {run.model.name} {reason}. Its last lines, of {shown(console)}:",
+            *(f"    {line}" for line in tail),
+            "Run the same command again to continue from the last checkpoint, or with --fresh "
+            "to start anew.",
+        ]
+    )
+
+
+def last_evaluation(run: Run) -> Mapping:
+    """The record of ``metrics.json`` with the final AP.
+
+    Raises:
+        DemoError: there is none.
+    """
+    for record in reversed(read_metrics(run.folder / "metrics.json")):
+        if "segm/AP" in record:
+            return record
+    raise DemoError(
+        f"{shown(run.folder / 'metrics.json')} holds no mask AP: train anew with --fresh"
+    )
+
+
+def result_of(run: Run, parameters: int) -> Result:
+    """The finished run's row of the table."""
+    record = last_evaluation(run)
+    iterations, _ = schedule(run.cfg)
+    images = len(training_dicts(run.cfg))
+    return Result(
+        name=run.model.name,
+        mask_ap=record["segm/AP"],
+        mask_ap50=record["segm/AP50"],
+        mask_ap75=record["segm/AP75"],
+        box_ap=record["bbox/AP"],
+        minutes=run.seconds / 60,
+        epochs=iterations * run.cfg.SOLVER.IMS_PER_BATCH / images,
+        iterations=iterations,
+        parameters=parameters,
+    )
+
+
+def table(results: Sequence[Result]) -> str:
+    """One row per model, as Markdown, which a terminal shows as well."""
+    header = ("model", "mask AP", "AP50", "AP75", "box AP", "minutes", "epochs", "parameters")
+    rows = [header]
+    for result in results:
+        numbers = (result.mask_ap, result.mask_ap50, result.mask_ap75, result.box_ap)
+        cells = [f"{number:.1f}" for number in (*numbers, result.minutes)]
+        size = f"{result.parameters / 1e6:.2f} M"
+        rows.append((result.name, *cells, f"{result.epochs:.4g}", size))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:1], widths)]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append("| " + " | ".join(cells) + " |")
+    ruler = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    lines.insert(1, "| " + " | ".join(ruler) + " |")
+    return "\n".join(lines)
+
+
+def comparison(runs: Sequence[Run], results: Sequence[Result]) -> str:
+    """What the numbers of the table have in common, and what they do not."""
+    cfg = runs[0].cfg
+    train_names, test_names = ", ".join(cfg.DATASETS.TRAIN), ", ".join(cfg.DATASETS.TEST)
+    images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST)
+    lengths = {(result.epochs, result.iterations) for result in results}
+    if len(results) == 1:
+        trained = "Trained"
+    elif len(lengths) == 1:
+        trained = "Both were trained with the same images, for the same number of epochs:"
+    else:
+        trained = "They were NOT trained equally long:"
+    lengths = " and ".join(f"{epochs:.4g} epochs ({steps} steps)" for epochs, steps in lengths)
+    return (
+        f"{trained} {lengths} of {train_names}. AP on the {images} images of {test_names}, which "
+        "are not trained on. Minutes are those of the whole command, with its evaluations."
+    )
+
+
+def draw_predictions_of(
+    predictors: Mapping[str, Predictor], records: Sequence[dict], output: Path
+) -> None:
+    """One picture per record: photograph, ground truth, and what each model predicts."""
+    sheet = []
+    for record in records:
+        image, annotations = read_image(record["file_name"], "RGB"), record["annotations"]
+        paint = {"with_labels": False, "scale": PICTURE_SCALE}
+        panels = {
+            "photograph": draw_annotations(image, [], **paint),
+            f"ground truth: {len(annotations)}": draw_annotations(image, annotations, **paint),
+        }
+        for name, predictor in predictors.items():
+            instances = confident(predictor(image), SCORE_THRESHOLD)
+            title = f"{name}: {len(instances)} of score >= {SCORE_THRESHOLD}"
+            panels[title] = draw_predictions(image, instances, **paint)
+        sheet.append(side_by_side(panels))
+        write_image(output / "pictures" / f"{Path(record['file_name']).stem}.png", sheet[-1])
+    write_image(output / "predictions.png", contact_sheet(sheet, 1))
+
+
+def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
+    """Pictures, curves and table of the finished runs."""
+    predictors = {}
+    for run in runs:
+        cfg = run.cfg.clone()
+        cfg.MODEL.WEIGHTS = str(run.weights)
+        predictors[run.model.name] = Predictor(cfg)
+    test_records = DatasetCatalog.get(runs[0].cfg.DATASETS.TEST[0])
+    draw_predictions_of(predictors, evenly_spaced(test_records, NUM_PICTURES), output)
+    metrics = {run.model.name: read_metrics(run.folder / "metrics.json") for run in runs}
+    plot_curves(metrics, output / "curves.png")
+    results = [
+        result_of(run, sum(weight.numel() for weight in predictor.model.parameters()))
+        for run, predictor in zip(runs, predictors.values())
+    ]
+    text = f"{table(results)}\n\n{comparison(runs, results)}\n"
+    write_atomically(output / "results.md", text)
+    rows = [dataclasses.asdict(result) for result in results]
+    write_atomically(output / "results.json", json.dumps(rows, indent=1))
+    progress.finish()
+    progress.say(f"\n{text}")
+
+
+def farewell(output: Path) -> str:
+    """Where everything is, and three commands to type next."""
+    python = python_name()
+    weights = shown(output / ISDA.folder / "model_final.pth")
+    picture = "datasets/nuclei_mini/images/*.png"
+    return "\n".join(
+        [
+            f"Photograph, ground truth and predictions: {shown(output / 'predictions.png')}, "
+            f"one by one in {shown(output / 'pictures')}",
+            f"Loss and AP while training:               {shown(output / 'curves.png')}",
+            f"The table:                                {shown(output / 'results.md')}",
+            "",
+            "Next, for instance:",
+            f"  {python} demo/demo.py --config-file {ISDA.config_file} --input '{picture}' "
+            f"--output output/masks --opts MODEL.WEIGHTS {weights}",
+            f"  {python} train_net.py --config-file configs/shapes/isda_tiny.yaml "
+            "OUTPUT_DIR output/shapes",
+            f"  {python} train_net.py --config-file {ISDA.config_file} --eval-only "
+            f"MODEL.WEIGHTS {weights}",
+            "docs/GETTING_STARTED.md goes on from there: your own images, COCO, several GPUs.",
+        ]
+    )
+
+
+def python_name() -> str:
+    """How a user calls this interpreter from the checkout."""
+    executable = Path(sys.executable)
+    if executable.is_relative_to(ROOT):
+        return str(executable.relative_to(ROOT))
+    on_path = shutil.which("python")
+    return "python" if on_path and Path(on_path) == executable else str(executable)
+
+
+def shown(path: Path) -> str:
+    """A path as seen from the checkout, where all commands are meant to be typed."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """All stages.
+
+    Raises:
+        DemoError: a stage failed.
+    """
+    output = Path(args.output).absolute()
+    models = [ISDA] if args.skip_mask_rcnn else [ISDA, MASK_RCNN]
+    output.mkdir(parents=True, exist_ok=True)
+    runs = [open_run(model, output, args.opts, args.fresh) for model in models]
+    planned = {"data": 10.0, **{r.model.folder: r.planned_seconds for r in runs}, "report": 20.0}
+    progress = Progress(planned)
+    progress.start("data", "Preparing the embedded data")
+    prepare_data(output, progress)
+    progress.finish()
+    for run in runs:
+        if run.finished:
+            progress.start(run.model.folder, f"Training {run.model.name}: finished before")
+            continue
+        progress.start(run.model.folder, f"Training {run.model.name} on photographs of nuclei")
+        train(run, progress)
+        progress.finish()
+    progress.start("report", "Drawing predictions and curves")
+    report(runs, output, progress)
+    progress.say(farewell(output))
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", default="output/demo", help="folder of everything it writes")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier demo did")
+    parser.add_argument("--skip-mask-rcnn", action="store_true", help="train ISDA alone")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configs of both models"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    args.output = os.path.abspath(args.output)
+    os.chdir(ROOT)
+    # What goes wrong in training is shown with its console; the rest is no news to a newcomer.
+    logging.getLogger("isda").setLevel(logging.ERROR)
+    # So that the training ends with the demo, however that is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        run_demo(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the last checkpoint")
+        return 128 + signal.SIGINT
+    except (DemoError, ValueError, OSError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
