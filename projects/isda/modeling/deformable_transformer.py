@@ -56,7 +56,19 @@ class DeformableTransformer(nn.Module):
             gradient_checkpointing: recompute every layer in the backward pass.
         """
         super().__init__()
-        _check_sizes(hidden_dim, num_heads, num_queries, encoder_layers, decoder_layers, dropout)
+        _check_width(hidden_dim, num_heads)
+        _check_positive(
+            NUM_QUERIES=num_queries,
+            NUM_POINTS=num_points,
+            DECODER_LAYERS=decoder_layers,
+            FEEDFORWARD_DIM=feedforward_dim,
+        )
+        if encoder_layers < 0:
+            raise ValueError(
+                f"MODEL.ISDA.ENCODER_LAYERS must not be negative, got {encoder_layers}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"MODEL.ISDA.DROPOUT must be in [0, 1), got {dropout}")
         self.gradient_checkpointing = gradient_checkpointing
         self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
         self.query_embed = nn.Embedding(num_queries, 2 * hidden_dim)  # position, then content
@@ -234,16 +246,15 @@ def _token_reference_points(tokens: _Tokens) -> Tensor:
     return torch.cat(centres, dim=1)[:, :, None] * tokens.valid_ratios[:, None]
 
 
-def _check_sizes(hidden_dim, num_heads, num_queries, encoder_layers, decoder_layers, dropout):
-    if num_heads <= 0 or hidden_dim % num_heads or hidden_dim % 4:
+def _check_width(hidden_dim: int, num_heads: int) -> None:
+    if num_heads <= 0 or hidden_dim <= 0 or hidden_dim % num_heads or hidden_dim % 4:
         raise ValueError(
             f"MODEL.ISDA.HIDDEN_DIM must be a multiple of MODEL.ISDA.NUM_HEADS and of 4, "
             f"got {hidden_dim} and {num_heads}"
         )
-    for key, value in [("NUM_QUERIES", num_queries), ("DECODER_LAYERS", decoder_layers)]:
+
+
+def _check_positive(**sizes: int) -> None:
+    for key, value in sizes.items():
         if value <= 0:
             raise ValueError(f"MODEL.ISDA.{key} must be positive, got {value}")
-    if encoder_layers < 0:
-        raise ValueError(f"MODEL.ISDA.ENCODER_LAYERS must not be negative, got {encoder_layers}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"MODEL.ISDA.DROPOUT must be in [0, 1), got {dropout}")

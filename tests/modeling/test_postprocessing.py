@@ -1,0 +1,130 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isda.modeling import postprocessing
+from isda.modeling.postprocessing import maskness, masks_to_boxes, paste_masks, select_instances
+from isda.structures import SetPrediction
+
+
+def prediction_of(class_logits, mask_logits):
+    """A prediction with just these masks: one mask feature per query, one-hot kernels."""
+    num_queries = class_logits.shape[1]
+    kernels = torch.eye(num_queries).expand(len(class_logits), -1, -1)
+    return SetPrediction(class_logits, kernels, mask_logits)
+
+
+def random_prediction(num_queries=6, num_classes=4, cells=(8, 12)):
+    torch.manual_seed(0)
+    coarse = 4 * torch.randn(2, num_queries, 3, 4)
+    mask_logits = F.interpolate(coarse, size=cells, mode="bilinear")
+    return prediction_of(torch.randn(2, num_queries, num_classes), mask_logits)
+
+
+SIZES = {"image_size": (29, 41), "padded_size": (32, 48), "output_size": (57, 90)}
+
+
+def test_maskness_against_loops():
+    torch.manual_seed(0)
+    probs = torch.rand(5, 6, 7)
+    probs[4] = 0.2
+    for mask, found in zip(probs, maskness(probs), strict=True):
+        inside = [p for p in mask.flatten().tolist() if p > 0.5]
+        assert found.item() == pytest.approx(sum(inside) / (len(inside) + 1e-5), abs=1e-6)
+
+
+def test_instances_against_brute_force():
+    prediction = random_prediction()
+    instances = select_instances(prediction, 1, max_instances=9, **SIZES)
+    probs = prediction.mask_features[1].sigmoid()
+    expected = []
+    pairs = itertools.product(range(6), range(4))
+    scored = [(prediction.class_logits[1, q, k].sigmoid().item(), q, k) for q, k in pairs]
+    for class_prob, query, label in sorted(scored, reverse=True)[:9]:
+        valid = probs[query, :8, :11].flatten().tolist()  # 29×41 pixels are 8×11 cells of 4
+        inside = [p for p in valid if p > 0.5]
+        score = class_prob * sum(inside) / (len(inside) + 1e-5)
+        full = F.interpolate(probs[None, None, query], size=(32, 48), mode="bilinear")
+        image = full[..., :29, :41]
+        mask = F.interpolate(image, size=(57, 90), mode="bilinear")[0, 0] > 0.5
+        if mask.any():
+            expected.append((score, label, mask))
+    expected.sort(key=lambda item: item[0], reverse=True)
+    assert len(expected) > 3
+    assert instances.image_size == (57, 90)
+    assert instances.scores.tolist() == pytest.approx([score for score, _, _ in expected])
+    assert instances.pred_classes.tolist() == [label for _, label, _ in expected]
+    assert torch.equal(instances.pred_masks, torch.stack([mask for _, _, mask in expected]))
+    for mask, box in zip(instances.pred_masks, instances.pred_boxes.tensor, strict=True):
+        rows = [y for y in range(57) for x in range(90) if mask[y, x]]
+        columns = [x for y in range(57) for x in range(90) if mask[y, x]]
+        assert box.tolist() == [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
+
+
+@pytest.mark.parametrize(("max_instances", "expected"), [(1, 1), (7, 7), (24, 24), (100, 24)])
+def test_no_more_pairs_than_asked_for_or_than_there_are(max_instances, expected):
+    prediction = random_prediction()
+    prediction.mask_features.abs_()  # no mask is empty
+    instances = select_instances(prediction, 0, max_instances=max_instances, **SIZES)
+    assert len(instances) == expected
+    assert (instances.scores.diff() <= 0).all()
+
+
+def test_empty_masks_are_dropped():
+    mask_logits = torch.full((1, 3, 8, 12), -5.0)
+    mask_logits[0, 1, 2:5, 3:6] = 5
+    mask_logits[0, 2, :, 11] = 9  # in the padding: the image ends after 11 cells
+    prediction = prediction_of(torch.tensor([[[3.0], [1.0], [2.0]]]), mask_logits)
+    sizes = SIZES | {"image_size": (32, 40)}
+    instances = select_instances(prediction, 0, **sizes)
+    assert len(instances) == 1
+    class_prob = torch.tensor(1.0).sigmoid().item()
+    mask_prob = torch.tensor(5.0).sigmoid().item()
+    assert instances.scores.item() == pytest.approx(class_prob * mask_prob, rel=1e-4)
+
+
+def test_an_image_without_any_mask():
+    prediction = prediction_of(torch.zeros(1, 3, 2), torch.full((1, 3, 8, 12), -5.0))
+    instances = select_instances(prediction, 0, **SIZES)
+    assert len(instances) == 0
+    assert instances.pred_masks.shape == (0, 57, 90)
+    assert instances.pred_boxes.tensor.shape == (0, 4)
+
+
+def test_threshold():
+    mask_logits = torch.full((1, 1, 8, 12), 1.0)  # a probability of 0.73
+    prediction = prediction_of(torch.zeros(1, 1, 1), mask_logits)
+    assert len(select_instances(prediction, 0, threshold=0.7, **SIZES)) == 1
+    assert len(select_instances(prediction, 0, threshold=0.75, **SIZES)) == 0
+
+
+@pytest.mark.parametrize("output_size", [(29, 41), (58, 82), (13, 17), (1, 200)])
+def test_pasting_against_the_plain_formulation(output_size, monkeypatch):
+    torch.manual_seed(0)
+    probs = torch.rand(5, 8, 12)
+    full = F.interpolate(probs[None], size=(32, 48), mode="bilinear", align_corners=False)
+    image = full[..., :29, :41]
+    resized = F.interpolate(image, size=output_size, mode="bilinear", align_corners=False)
+    expected = resized[0] > 0.5
+    assert torch.equal(paste_masks(probs, (32, 48), (29, 41), output_size), expected)
+    monkeypatch.setattr(postprocessing, "_CHUNK_PIXELS", 2 * 32 * 48)
+    assert torch.equal(paste_masks(probs, (32, 48), (29, 41), output_size), expected)
+
+
+def test_probabilities_are_upsampled_not_logits():
+    # Between a certain yes and a weak no, the logits cross zero at another place.
+    logits = torch.tensor([8.0, 8.0, -1.0, -1.0]).expand(1, 4, 4)
+    found = paste_masks(logits.sigmoid(), (16, 16), (16, 16), (16, 16))[0, 0]
+    assert int(found.sum()) == 9  # by logits it would be 10
+    by_logits = F.interpolate(logits[None], size=(16, 16), mode="bilinear")[0, 0, 0] > 0
+    assert int(by_logits.sum()) == 10
+
+
+def test_boxes_of_single_pixels_and_full_masks():
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[0, 3, 5] = True
+    masks[1] = True
+    masks[2, 1, 2] = masks[2, 2, 4] = True
+    assert masks_to_boxes(masks).tensor.tolist() == [[5, 3, 6, 4], [0, 0, 6, 4], [2, 1, 5, 3]]
