@@ -1,0 +1,206 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from isda.structures import SetPrediction, SetTarget
+from isda.training import criterion as criterion_module
+from isda.training.criterion import SetCriterion, averaged_count
+from isda.training.matching import HungarianMatcher
+
+NUM_LAYERS, BATCH, NUM_QUERIES, NUM_CLASSES, CHANNELS = 3, 2, 5, 4, 6
+
+
+def random_predictions(dtype=torch.float32):
+    torch.manual_seed(0)
+    features = torch.randn(BATCH, CHANNELS, 6, 7, dtype=dtype).requires_grad_()
+    return [
+        SetPrediction(
+            torch.randn(BATCH, NUM_QUERIES, NUM_CLASSES, dtype=dtype).requires_grad_(),
+            torch.randn(BATCH, NUM_QUERIES, CHANNELS, dtype=dtype).requires_grad_(),
+            features,
+        )
+        for _ in range(NUM_LAYERS)
+    ]
+
+
+def random_targets(counts=(3, 2), valid=((5, 7), (6, 4))):
+    torch.manual_seed(1)
+    return [
+        SetTarget(torch.randint(NUM_CLASSES, (count,)), torch.rand(count, *size))
+        for count, size in zip(counts, valid, strict=True)
+    ]
+
+
+def gradients(predictions):
+    leaves = [predictions[0].mask_features]
+    leaves += [x for p in predictions for x in (p.class_logits, p.kernels)]
+    return [leaf.grad for leaf in leaves]
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+
+@torch.no_grad()
+def losses_by_loops(predictions, targets):
+    """The formulas of the paper in Python's floats (float64); the matching is taken as given."""
+    matches = HungarianMatcher()(predictions, targets)
+    count = max(sum(len(m.layers) for m in matches) / NUM_LAYERS, 1)
+    focal, dice = [0.0] * NUM_LAYERS, [0.0] * NUM_LAYERS
+    classes = {}
+    for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
+        for layer, query, instance in zip(match.layers, match.queries, match.targets, strict=True):
+            layer, query = int(layer), int(query)
+            classes[layer, image, query] = int(target.classes[instance])
+            overlap = squares = 0.0
+            height, width = target.masks.shape[1:]
+            for row, column in itertools.product(range(height), range(width)):
+                kernel = predictions[layer].kernels[image, query].double()
+                logit = kernel @ predictions[layer].mask_features[image, :, row, column].double()
+                m, g = 1 / (1 + math.exp(-logit)), target.masks[instance, row, column].item()
+                overlap, squares = overlap + m * g, squares + m * m + g * g
+            dice[layer] += 1 - 2 * overlap / (squares + 0.002)
+    indices = [NUM_LAYERS, BATCH, NUM_QUERIES, NUM_CLASSES]
+    for layer, image, query, label in itertools.product(*map(range, indices)):
+        logit = predictions[layer].class_logits[image, query, label].item()
+        p = 1 / (1 + math.exp(-logit))
+        if classes.get((layer, image, query)) == label:
+            focal[layer] -= 0.25 * (1 - p) ** 2 * log_sigmoid(logit)
+        else:
+            focal[layer] -= 0.75 * p**2 * log_sigmoid(-logit)
+    return [2 * x / count for x in focal], [3 * x / count for x in dice]
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0), (7, 1)])
+def test_losses_against_loops(counts):
+    predictions, targets = random_predictions(), random_targets(counts)
+    losses = SetCriterion(HungarianMatcher())(predictions, targets)
+    focal, dice = losses_by_loops(predictions, targets)
+    names = ["0", "1", None]
+    expected = {}
+    for name, values in (("loss_cls", focal), ("loss_mask", dice)):
+        for suffix, value in zip(names, values, strict=True):
+            expected[f"{name}_{suffix}" if suffix else name] = value
+    found = {name: loss.item() for name, loss in losses.items()}
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert all(loss.dtype == torch.float32 and loss.dim() == 0 for loss in losses.values())
+
+
+def test_names_of_one_layer():
+    losses = SetCriterion(HungarianMatcher())(random_predictions()[:1], random_targets())
+    assert list(losses) == ["loss_cls", "loss_mask"]
+
+
+def test_weights():
+    args = (random_predictions(), random_targets())
+    once = SetCriterion(HungarianMatcher(), class_weight=1, mask_weight=1)(*args)
+    weighted = SetCriterion(HungarianMatcher(), class_weight=5, mask_weight=7)(*args)
+    for name, loss in once.items():
+        factor = 5 if name.startswith("loss_cls") else 7
+        assert weighted[name].item() == pytest.approx(factor * loss.item(), rel=1e-6)
+
+
+def test_padding_is_not_looked_at():
+    predictions, targets = random_predictions(), random_targets()
+    before = SetCriterion(HungarianMatcher())(predictions, targets)
+    with torch.no_grad():
+        predictions[0].mask_features[0, :, 5:] = 100
+        predictions[0].mask_features[1, :, :, 4:] = 100
+    after = SetCriterion(HungarianMatcher())(predictions, targets)
+    assert before == after
+    sum(after.values()).backward()
+    grad = predictions[0].mask_features.grad
+    assert not grad[0, :, 5:].any()
+    assert not grad[1, :, :, 4:].any()
+    assert grad[0, :, :5].all()
+
+
+def test_only_matched_kernels_receive_a_mask_gradient():
+    predictions, targets = random_predictions(), random_targets()
+    matches = HungarianMatcher()(predictions, targets)
+    losses = SetCriterion(HungarianMatcher())(predictions, targets)
+    sum(loss for name, loss in losses.items() if name.startswith("loss_mask")).backward()
+    for layer, prediction in enumerate(predictions):
+        for image, match in enumerate(matches):
+            touched = prediction.kernels.grad[image].any(dim=1).nonzero()[:, 0].tolist()
+            assert touched == sorted(match.queries[match.layers == layer].tolist())
+        assert prediction.class_logits.grad is None
+
+
+def test_without_instances_every_input_still_has_a_gradient():
+    predictions = random_predictions()
+    losses = SetCriterion(HungarianMatcher())(predictions, random_targets((0, 0)))
+    sum(losses.values()).backward()
+    for gradient in gradients(predictions):
+        assert gradient is not None
+        assert gradient.isfinite().all()
+    assert all(losses[name] == 0 for name in ("loss_mask", "loss_mask_0", "loss_mask_1"))
+    assert all(p.class_logits.grad.all() for p in predictions)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_recomputed_chunks_change_nothing(rows, monkeypatch):
+    results = []
+    for elements in (2**22, rows * 35):
+        monkeypatch.setattr(criterion_module, "_CHUNK_ELEMENTS", elements)
+        predictions = random_predictions()
+        losses = SetCriterion(HungarianMatcher())(
+            predictions, random_targets((4, 5), valid=((5, 7), (5, 7)))
+        )
+        sum(losses.values()).backward()
+        results.append([*losses.values(), *gradients(predictions)])
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, whole)
+
+
+def test_chunks_keep_memory_from_growing_with_the_instances(monkeypatch):
+    def saved_elements(elements):
+        monkeypatch.setattr(criterion_module, "_CHUNK_ELEMENTS", elements)
+        predictions, saved = random_predictions(), {}
+
+        def pack(tensor):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        targets = random_targets((5, 5), valid=((6, 7), (6, 7)))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = SetCriterion(HungarianMatcher())(predictions, targets)
+        assert losses
+        return sum(saved.values()) / 4
+
+    one_mask_matrix = NUM_LAYERS * 5 * 6 * 7
+    assert saved_elements(2**22) - saved_elements(42) > 2 * one_mask_matrix
+
+
+def test_predictions_that_are_not_finite_show_in_the_loss():
+    predictions = random_predictions()
+    with torch.no_grad():
+        predictions[1].kernels[0] = float("nan")
+    losses = SetCriterion(HungarianMatcher())(predictions, random_targets())
+    assert losses["loss_mask_1"].isnan()
+    assert losses["loss_cls_1"].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_predictions_are_lifted_to_float32(dtype):
+    exact, targets = random_predictions(), random_targets()
+    rounded = random_predictions(dtype)
+    for low, full in zip(rounded, exact, strict=True):  # compare at the same, rounded, numbers
+        with torch.no_grad():
+            full.class_logits.copy_(low.class_logits)
+            full.kernels.copy_(low.kernels)
+            full.mask_features.copy_(low.mask_features)
+    criterion = SetCriterion(HungarianMatcher())
+    expected = criterion(exact, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = criterion(rounded, targets)
+    for name, loss in found.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name])
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 1), (0.5, 1), (1, 1), (7.5, 7.5)])
+def test_averaged_count_is_at_least_one(count, expected):
+    assert averaged_count(count, torch.device("cpu")).item() == expected
