@@ -241,7 +241,8 @@ class _Canvas:
         color = _contrasting_color(self.rng, self.background)
         pixels = _texture(self.rng, color, 45, x, y)
         # Drawn within the mask, so that even a copy that lies on its twin can be told from it.
-        outline = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3)), borderValue=0) > 0
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3)), borderValue=0)
+        outline = mask & (inner == 0)
         pixels[outline] *= 0.4
         return _Sprite(class_index, radius, angle, mask, pixels.astype(np.uint8))
 
@@ -302,9 +303,7 @@ def _offset(direction: float, distance: float) -> tuple[int, int]:
     return round(distance * np.cos(direction)), round(distance * np.sin(direction))
 
 
-def _touching_distance(
-    first: _Sprite, second: _Sprite, direction: float, farthest: float
-) -> float:
+def _touching_distance(first: _Sprite, second: _Sprite, direction: float, farthest: float) -> float:
     """The least distance, to a pixel, at which the two shapes share no pixel."""
     near, far = 0.0, farthest + 2
     while far - near > 1:

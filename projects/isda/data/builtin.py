@@ -1,0 +1,123 @@
+"""Registers the embedded data sets with Detectron2: nuclei_mini and the generated shapes.
+
+COCO, LVIS and Cityscapes come with Detectron2's own registrations; datasets/README.md says where
+their files belong.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.data.datasets import load_coco_json
+
+from isda.data.shapes import ShapesParameters, ensure_shapes
+
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
+# name: (number of images, parameters)
+SHAPES = {
+    "shapes_train": (4000, ShapesParameters(seed=1)),
+    "shapes_val": (200, ShapesParameters(seed=2)),
+    # To be learnt by heart, so without the images that teach nothing.
+    "shapes_tiny8_train": (8, ShapesParameters(seed=3, crowd_share=0, empty_share=0)),
+}
+NUCLEI = {"nuclei_mini_train": "instances_train.json", "nuclei_mini_val": "instances_val.json"}
+
+_LOCATORS: dict[str, Callable[[], tuple[str, str]]] = {}
+
+
+class EmbeddedMetadata(Metadata):
+    """Metadata whose files are looked for, or generated, when somebody asks for their paths.
+
+    Class names are there from the import on, at no cost; and an evaluator that is built before the
+    data set was loaded still finds its annotations.
+    """
+
+    @property
+    def json_file(self) -> str:
+        """Path of the COCO annotations."""
+        return _LOCATORS[self.name]()[0]
+
+    @property
+    def image_root(self) -> str:
+        """The folder that the annotations' file names are relative to."""
+        return _LOCATORS[self.name]()[1]
+
+
+def datasets_root() -> Path:
+    """Where generated data sets belong.
+
+    ``$DETECTRON2_DATASETS``, else ``datasets/`` of the checkout, else of the working directory.
+    """
+    root = os.environ.get("DETECTRON2_DATASETS")
+    if root:
+        return Path(root).expanduser()
+    return (_CHECKOUT if _is_checkout() else Path.cwd()) / "datasets"
+
+
+def _is_checkout() -> bool:
+    return (_CHECKOUT / "datasets" / "README.md").is_file()
+
+
+def locate_shapes(name: str) -> tuple[str, str]:
+    """Paths of the annotations and of the images' folder, generated if need be.
+
+    Raises:
+        OSError: the folder cannot be written; the message says how to choose another one.
+    """
+    num_images, parameters = SHAPES[name]
+    folder = datasets_root() / "shapes" / name
+    try:
+        json_file = ensure_shapes(folder, num_images, parameters)
+    except OSError as error:
+        raise OSError(
+            f"cannot generate data set '{name}' in {folder} ({error}): "
+            "set DETECTRON2_DATASETS to a folder that can be written"
+        ) from error
+    return str(json_file), str(folder)
+
+
+def locate_nuclei(name: str) -> tuple[str, str]:
+    """Paths of the annotations and of the images' folder.
+
+    Raises:
+        FileNotFoundError: neither ``$DETECTRON2_DATASETS`` nor the checkout has them.
+    """
+    folders = [_CHECKOUT / "datasets" / "nuclei_mini"]
+    root = os.environ.get("DETECTRON2_DATASETS")
+    if root:
+        folders.insert(0, Path(root).expanduser() / "nuclei_mini")
+    for folder in folders:
+        if (folder / NUCLEI[name]).is_file():
+            return str(folder / NUCLEI[name]), str(folder / "images")
+    raise FileNotFoundError(
+        f"data set '{name}' is neither in {folders[-1]} nor in $DETECTRON2_DATASETS/nuclei_mini "
+        f"(DETECTRON2_DATASETS is {root or 'not set'}): it is part of the repository, so install "
+        "the package from a clone in editable mode, or copy datasets/nuclei_mini there"
+    )
+
+
+def _register(name: str, locate: Callable[[str], tuple[str, str]], classes: tuple[str, ...]):
+    if name in DatasetCatalog:
+        return
+    _LOCATORS[name] = lambda: locate(name)
+    DatasetCatalog.register(name, lambda: load_coco_json(*locate(name), name))
+    MetadataCatalog[name] = EmbeddedMetadata(
+        name=name,
+        evaluator_type="coco",
+        thing_classes=list(classes),
+        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(classes))},
+    )
+
+
+def register_embedded() -> None:
+    """Registers every embedded data set that is not registered yet."""
+    for name, (_, parameters) in SHAPES.items():
+        _register(name, locate_shapes, parameters.classes)
+    for name in NUCLEI:
+        _register(name, locate_nuclei, ("nucleus",))
+
+
+register_embedded()
