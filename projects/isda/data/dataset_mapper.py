@@ -13,7 +13,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from isda.data.augmentation import build_augmentations
 from isda.data.errors import DatasetError
 from isda.data.images import check_image_size, read_image
-from isda.data.masks import BitmapStack, PolygonStack, UnusableSegmentation, parse_segmentation
+from isda.data.masks import BitmapStack, PolygonStack, UnusableSegmentationError, parse_segmentation
 
 __all__ = ["InstanceDatasetMapper", "build_mapper"]
 
@@ -94,10 +94,8 @@ class InstanceDatasetMapper:
         image = read_image(result["file_name"], self.image_format)
         check_image_size(result, image)
         input_size = image.shape[:2]
-        augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
-        image = augmented.image
-        result["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        image, transforms = self._augment(image, result["file_name"])
+        result["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         if self.is_train:
             if "annotations" not in dataset_dict:
                 raise DatasetError(
@@ -108,6 +106,17 @@ class InstanceDatasetMapper:
                 dataset_dict, transforms, input_size, image.shape[:2]
             )
         return result
+
+    def _augment(self, image: np.ndarray, file_name: str) -> tuple[np.ndarray, T.TransformList]:
+        augmented = T.AugInput(image)
+        try:
+            transforms = self.augmentations(augmented)
+        except ValueError as error:
+            raise DatasetError(
+                f"{file_name}: an image of {image.shape[1]}x{image.shape[0]} pixels cannot be "
+                f"augmented ({error}): leave it out of the annotations or change the sizes in INPUT"
+            ) from error
+        return augmented.image, transforms
 
     def _instances(
         self,
@@ -169,9 +178,11 @@ def _parse(
     """Usable segmentations by the annotation's index, and the reasons against the others."""
     usable, reasons = {}, Counter()
     for index, annotation in enumerate(annotations):
+        if "category_id" not in annotation:
+            raise DatasetError(f"{file_name}: an annotation is without category_id: add it")
         try:
             usable[index] = parse_segmentation(annotation.get("segmentation"), image_size)
-        except UnusableSegmentation as error:
+        except UnusableSegmentationError as error:
             reasons[str(error)] += 1
         except ValueError as error:
             raise DatasetError(f"{file_name}: {error}") from error

@@ -11,14 +11,14 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data.transforms import Transform
 
-__all__ = ["BitmapStack", "PolygonStack", "UnusableSegmentation", "parse_segmentation"]
+__all__ = ["BitmapStack", "PolygonStack", "UnusableSegmentationError", "parse_segmentation"]
 
 # Vertices farther than this many image sides outside are no annotation. pycocotools would need
 # memory in proportion, and dies beyond the range of int32.
 _FAR = 10
 
 
-class UnusableSegmentation(ValueError):
+class UnusableSegmentationError(ValueError):
     """A segmentation that cannot be trained on; its text is the reason, to be counted."""
 
 
@@ -37,7 +37,7 @@ def parse_segmentation(
         (background first).
 
     Raises:
-        UnusableSegmentation: malformed, of zero area, or wholly outside the image.
+        UnusableSegmentationError: malformed, of zero area, or wholly outside the image.
         ValueError: an RLE or array of another size than the image.
     """
     if isinstance(segmentation, dict):
@@ -49,7 +49,7 @@ def parse_segmentation(
     if isinstance(segmentation, list | tuple):
         return _parse_polygons(segmentation, image_size)
     reason = "without segmentation" if segmentation is None else "malformed"
-    raise UnusableSegmentation(reason)
+    raise UnusableSegmentationError(reason)
 
 
 def _parse_polygons(parts: Sequence, image_size: tuple[int, int]) -> list[np.ndarray]:
@@ -58,22 +58,22 @@ def _parse_polygons(parts: Sequence, image_size: tuple[int, int]) -> list[np.nda
         try:
             numbers = np.array(part, dtype=np.float64)  # a copy: it will be moved in place
         except (TypeError, ValueError) as error:
-            raise UnusableSegmentation("malformed") from error
+            raise UnusableSegmentationError("malformed") from error
         if numbers.ndim != 1 or len(numbers) % 2 or not np.isfinite(numbers).all():
-            raise UnusableSegmentation("malformed")
+            raise UnusableSegmentationError("malformed")
         if len(numbers) >= 6:  # fewer than three vertices cover nothing
             polygons.append(numbers.reshape(-1, 2))
     if not polygons:
-        raise UnusableSegmentation("of zero area")
+        raise UnusableSegmentationError("of zero area")
     lowest = np.min([p.min(axis=0) for p in polygons], axis=0)
     highest = np.max([p.max(axis=0) for p in polygons], axis=0)
     extent = np.array(image_size[::-1])
     if (np.maximum(-lowest, highest - extent) > _FAR * max(image_size)).any():
-        raise UnusableSegmentation("malformed")
+        raise UnusableSegmentationError("malformed")
     if (highest <= lowest).any():
-        raise UnusableSegmentation("of zero area")
+        raise UnusableSegmentationError("of zero area")
     if (highest <= 0).any() or (lowest >= extent).any():
-        raise UnusableSegmentation("outside the image")
+        raise UnusableSegmentationError("outside the image")
     return polygons
 
 
@@ -82,14 +82,14 @@ def _parse_rle(rle: dict, image_size: tuple[int, int]) -> np.ndarray:
     try:
         size = tuple(int(n) for n in size)
         runs = np.array(counts, np.int64) if isinstance(counts, list) else _decompress(counts)
-    except (TypeError, ValueError) as error:
-        raise UnusableSegmentation("malformed") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UnusableSegmentationError("malformed") from error
     _check_size(size, image_size)
     # pycocotools reads beyond its memory when the runs do not add up to the image.
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != size[0] * size[1]:
-        raise UnusableSegmentation("malformed")
+        raise UnusableSegmentationError("malformed")
     if runs[1::2].sum() == 0:
-        raise UnusableSegmentation("of zero area")
+        raise UnusableSegmentationError("of zero area")
     return runs
 
 
