@@ -313,6 +313,20 @@ def test_swin_freezes_stage_by_stage(freeze_at, frozen):
         assert parameter.requires_grad != expected, name
 
 
+def test_swin_with_checkpointing_gives_the_same_gradients_behind_a_frozen_stage():
+    overrides = [*SMALL_SWIN, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
+    plain = make_backbone("build_swin_backbone", *overrides)
+    key = "MODEL.SWIN.GRADIENT_CHECKPOINTING"
+    recomputing = make_backbone("build_swin_backbone", *overrides, key, True)
+    recomputing.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    for backbone in (plain, recomputing):
+        sum(feature.square().sum() for feature in backbone.train()(image).values()).backward()
+    for ours, theirs in zip(recomputing.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None) == (not ours.requires_grad)
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 @needs_timm
 def test_vit_pads_to_its_square():
     backbone = make_backbone("build_vit_backbone", *SMALL_VIT)

@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from isda.modeling.backbone.fpn import with_fpn
@@ -27,7 +29,7 @@ class SwinBackbone(SwinTransformer):
         drop_path_rate: probability of dropping the last block's branches, growing linearly
             from 0 at the first.
         freeze_at: 0 freezes nothing, 1 the patch embedding, n >= 2 also the first n - 1 stages.
-        use_checkpoint: recompute blocks in the backward pass.
+        gradient_checkpointing: recompute blocks in the backward pass.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class SwinBackbone(SwinTransformer):
         window_size: int,
         drop_path_rate: float,
         freeze_at: int,
-        use_checkpoint: bool,
+        gradient_checkpointing: bool,
     ):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid")  # Detectron2's call
@@ -50,18 +52,28 @@ class SwinBackbone(SwinTransformer):
                 window_size=window_size,
                 drop_path_rate=0.0,
                 frozen_stages={0: -1, 1: 0}.get(freeze_at, freeze_at),  # in its own count
-                use_checkpoint=use_checkpoint,
             )
         self._set_drop_path(drop_path_rate)
+        if gradient_checkpointing:
+            self._recompute_blocks()
         self._out_features = [f"res{i + 2}" for i in self.out_indices]
         self._out_feature_channels = dict(zip(self._out_features, self.num_features))
         self._out_feature_strides = {name: 4 * 2**i for i, name in enumerate(self._out_features)}
 
     def _set_drop_path(self, rate: float) -> None:
         # Detectron2 takes its DropPath from timm; torchvision has the same under another name.
-        blocks = [block for layer in self.layers for block in layer.blocks]
+        blocks = self._blocks()
         for block, probability in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist()):
             block.drop_path = StochasticDepth(probability, mode="row")
+
+    def _recompute_blocks(self) -> None:
+        # Detectron2's own checkpointing is the reentrant kind: behind a frozen stage, where the
+        # input needs no gradient, it silently leaves every parameter without one.
+        for block in self._blocks():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def _blocks(self) -> list[nn.Module]:
+        return [block for layer in self.layers for block in layer.blocks]
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -94,7 +106,7 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
         window_size=swin.WINDOW_SIZE,
         drop_path_rate=swin.DROP_PATH_RATE,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        use_checkpoint=swin.GRADIENT_CHECKPOINTING,
+        gradient_checkpointing=swin.GRADIENT_CHECKPOINTING,
     )
 
 
