@@ -124,6 +124,7 @@ class TrainingWatch:
         self._evaluation_seconds = PLANNED_EVALUATION
         self._evaluation_start: float | None = None
         self._task = ""
+        self._is_over = False
 
     def read(self, line: str) -> bool:
         """Takes a line in; True if it brought news to show."""
@@ -147,16 +148,19 @@ class TrainingWatch:
         if self._task != "segm":
             return False
         self.mask_ap = ap
+        self._is_over = self.iteration >= self.iterations  # segm is the last task
         return True
 
     def remaining(self) -> float | None:
         """Seconds of training and evaluation that are left; None before the first iterations."""
         if self._seconds_per_iteration is None:
             return None
-        evaluations = 1
+        if self._is_over:
+            return 0.0
+        evaluations = 1  # the final one
         if self.evaluation_period:
-            # The last period's evaluation is the final one.
-            evaluations = math.ceil((self.iterations - self.iteration) / self.evaluation_period)
+            last = (self.iterations - 1) // self.evaluation_period
+            evaluations += last - self.iteration // self.evaluation_period
         seconds = (self.iterations - self.iteration) * self._seconds_per_iteration
         return seconds + evaluations * self._evaluation_seconds
 

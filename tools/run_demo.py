@@ -23,15 +23,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda.data.images import read_image  # before Detectron2, whose import it makes silent
+
+# isort: split
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from demo_progress import Progress, TrainingWatch
-from isda.data.images import read_image
 from isda.engine.loader import training_dicts
 from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config, resolve_schedule
 from isda.visualization import (
+    brighten,
     contact_sheet,
     draw_annotations,
     draw_predictions,
@@ -45,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STATE_FILE = "demo.json"
 CONSOLE_FILE = "console.log"
 NUM_PICTURES = 6
-PICTURE_SCALE = 1.5
+PICTURE_HEIGHT = 384  # pixels of each panel
 SCORE_THRESHOLD = 0.5  # of the masks in the pictures; AP counts all masks, whatever their score
 
 
@@ -159,30 +163,35 @@ def open_run(model: Model, output: Path, opts: list[str], fresh: bool) -> Run:
 
 
 def prepare_data(output: Path, progress: Progress) -> None:
-    """Draws samples of the embedded data; shapes are generated on first use."""
-    for name, columns, scale, labels in (
-        ("nuclei_mini_train", 4, 1.0, False),
-        ("shapes_tiny8_train", 4, 2.0, True),
-    ):
-        records = DatasetCatalog.get(name)
-        names = MetadataCatalog.get(name).thing_classes
-        sample = evenly_spaced(records, 8)
-        panels = []
-        for record in sample:
-            image = read_image(record["file_name"], "RGB")
-            annotations = record["annotations"]
-            painted = draw_annotations(image, annotations, names, with_labels=labels, scale=scale)
-            panels.append(painted)
+    """Draws a sample of each embedded data set; the shapes are generated on first use."""
+    for name in ("nuclei_mini_train", "shapes_tiny8_train"):
+        records, names = DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes
+        labelled = len(names) > 1
+        panels = [
+            draw_annotations(image, annotations, names, with_labels=labelled, scale=scale)
+            for image, annotations, scale in map(load_example, diverse(records, 8))
+        ]
         path = output / f"data_{name}.png"
-        write_image(path, contact_sheet(panels, columns))
+        write_image(path, contact_sheet(panels, 4))
         instances = sum(len(record["annotations"]) for record in records)
         progress.say(f"      {name}: {len(records)} images, {instances} instances; {shown(path)}")
 
 
-def evenly_spaced(items: Sequence, count: int) -> list:
-    """At most ``count`` of the items, from the whole length of the list."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
+def load_example(record: dict) -> tuple[np.ndarray, list[dict], float]:
+    """An image for showing, its annotations, and the scale that gives it the common height."""
+    image = brighten(read_image(record["file_name"], "RGB"))
+    return image, record["annotations"], PICTURE_HEIGHT / image.shape[0]
+
+
+def diverse(records: Sequence[dict], count: int) -> list[dict]:
+    """At most ``count`` records, spread evenly over the brightness of their images.
+
+    So every kind of photograph is among them, and nobody chose those that look well.
+    """
+    brightness = [read_image(record["file_name"], "RGB").mean() for record in records]
+    order = sorted(range(len(records)), key=brightness.__getitem__)
+    count = min(count, len(records))
+    return [records[order[(2 * i + 1) * len(records) // (2 * count)]] for i in range(count)]
 
 
 def schedule(cfg: CfgNode) -> tuple[int, int]:
@@ -339,14 +348,16 @@ def draw_predictions_of(
     """One picture per record: photograph, ground truth, and what each model predicts."""
     sheet = []
     for record in records:
-        image, annotations = read_image(record["file_name"], "RGB"), record["annotations"]
-        paint = {"with_labels": False, "scale": PICTURE_SCALE}
+        image, annotations, scale = load_example(record)
+        original = read_image(record["file_name"], "RGB")  # what the models see
+        title = "photograph" if np.array_equal(image, original) else "photograph, brightened"
+        paint = {"with_labels": False, "scale": scale}
         panels = {
-            "photograph": draw_annotations(image, [], **paint),
+            title: draw_annotations(image, [], **paint),
             f"ground truth: {len(annotations)}": draw_annotations(image, annotations, **paint),
         }
         for name, predictor in predictors.items():
-            instances = confident(predictor(image), SCORE_THRESHOLD)
+            instances = confident(predictor(original), SCORE_THRESHOLD)
             title = f"{name}: {len(instances)} of score >= {SCORE_THRESHOLD}"
             panels[title] = draw_predictions(image, instances, **paint)
         sheet.append(side_by_side(panels))
@@ -362,7 +373,7 @@ def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
         cfg.MODEL.WEIGHTS = str(run.weights)
         predictors[run.model.name] = Predictor(cfg)
     test_records = DatasetCatalog.get(runs[0].cfg.DATASETS.TEST[0])
-    draw_predictions_of(predictors, evenly_spaced(test_records, NUM_PICTURES), output)
+    draw_predictions_of(predictors, diverse(test_records, NUM_PICTURES), output)
     metrics = {run.model.name: read_metrics(run.folder / "metrics.json") for run in runs}
     plot_curves(metrics, output / "curves.png")
     results = [

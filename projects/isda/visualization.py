@@ -18,6 +18,7 @@ from detectron2.utils.visualizer import Visualizer
 
 __all__ = [
     "add_title",
+    "brighten",
     "class_labels",
     "contact_sheet",
     "draw_annotations",
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 _GAP = 6  # pixels between panels
 _TITLE_HEIGHT = 24  # pixels
 _WHITE = 255
+_BRIGHT = 200  # what brighten() wants the brightest pixels to be
 # Turning the hue by the golden ratio keeps any number of neighbours in the list apart.
 _GOLDEN_RATIO = 0.618034
 
@@ -142,6 +144,18 @@ def draw_annotations(
     return draw_instances(image, masks, labels=labels, scale=scale)
 
 
+def brighten(image: np.ndarray) -> np.ndarray:
+    """A dark image scaled such that its brightest pixels are bright; others as they are.
+
+    Photographs through a fluorescence microscope often use a tenth of the range, which a screen
+    shows as black.
+    """
+    brightest = float(np.percentile(image, 99.8))
+    if brightest >= _BRIGHT or brightest == 0:
+        return image
+    return (image * (_BRIGHT / brightest)).clip(0, 255).astype(np.uint8)
+
+
 def add_title(image: np.ndarray, title: str) -> np.ndarray:
     """The image under a white strip with ``title``, which shrinks until it fits."""
     strip = np.full((_TITLE_HEIGHT, image.shape[1], 3), _WHITE, np.uint8)
@@ -158,25 +172,34 @@ def side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """All images in rows of ``columns``, each at its own size at the top left of its cell.
+    """All images in rows of ``columns``, unscaled, each at the top left of its cell.
 
     Returns:
-        ``(rows * cell height, columns * cell width, 3)``; a cell is as large as the largest
-        image and a gap around it.
+        RGB. A row is as high as its highest image, a column as wide as its widest, and white
+        gaps are between and around them.
 
     Raises:
         ValueError: no image, or fewer than one column.
     """
     if not images or columns < 1:
         raise ValueError(f"cannot lay out {len(images)} images in {columns} columns")
-    height = max(image.shape[0] for image in images) + _GAP
-    width = max(image.shape[1] for image in images) + _GAP
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * height + _GAP, columns * width + _GAP, 3), _WHITE, np.uint8)
+    heights = [max(i.shape[0] for i in row) for row in _rows(images, columns)]
+    widths = [max(i.shape[1] for i in images[c::columns]) for c in range(min(columns, len(images)))]
+    tops, lefts = _starts(heights), _starts(widths)
+    sheet = np.full((tops[-1], lefts[-1], 3), _WHITE, np.uint8)
     for index, image in enumerate(images):
-        y, x = _GAP + index // columns * height, _GAP + index % columns * width
+        y, x = tops[index // columns], lefts[index % columns]
         sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
     return sheet
+
+
+def _rows(images: Sequence[np.ndarray], columns: int) -> list[Sequence[np.ndarray]]:
+    return [images[start : start + columns] for start in range(0, len(images), columns)]
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Where each cell begins, and at last the length of the whole sheet."""
+    return [_GAP + sum(lengths[:index]) + index * _GAP for index in range(len(lengths) + 1)]
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -292,4 +315,5 @@ def plot_curves(
 def _plot(axes, records, key: str, label: str, color: str, style: str, marker: str = "") -> None:
     iterations, values = _series(records, key)
     if iterations:
+        marker = "o" if len(iterations) == 1 else marker  # a line needs two points to be seen
         axes.plot(iterations, values, style, color=color, label=label, marker=marker, markersize=3)

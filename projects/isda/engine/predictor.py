@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from isda.checkpoint import Checkpointer
-from isda.engine.setup import available_device, resolve_classes
+from isda.engine.setup import resolve_classes, uses_cuda
 
 __all__ = ["Predictor", "confident"]
 
@@ -36,10 +36,9 @@ class Predictor:
                 "MODEL.WEIGHTS is empty, so the model would be untrained: name the file of a "
                 "training, as in MODEL.WEIGHTS output/model_final.pth"
             )
-        cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+        if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
+            cfg.MODEL.DEVICE = "cpu"
         resolve_classes(cfg)
-        # It has the weights already; no reason to fetch those that training started from.
-        cfg.MODEL.TORCH_BACKBONE.WEIGHTS = ""
         names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.class_names: list[str] | None = None
         if names:
