@@ -144,6 +144,7 @@ def test_predictions_that_are_not_finite_are_matched_all_the_same(bad):
 
 def test_chunks_change_nothing(monkeypatch):
     predictions, target = random_predictions(), random_target(3)
+    terms = matching.soft_iou_terms
     whole = HungarianMatcher().cost(predictions, target, 0)
     for elements in (1, 24, 8 * 7):  # one, three and seven pixels for 2 layers × 4 queries
         monkeypatch.setattr(matching, "_CHUNK_ELEMENTS", elements)
@@ -153,7 +154,6 @@ def test_chunks_change_nothing(monkeypatch):
             calls.append(args[1].shape[1])
             return terms(*args)
 
-        terms = matching.soft_iou_terms
         with monkeypatch.context() as patch:
             patch.setattr(matching, "soft_iou_terms", counted)
             chunked = HungarianMatcher().cost(predictions, target, 0)

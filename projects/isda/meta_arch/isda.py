@@ -203,6 +203,14 @@ def shrink_masks(masks: Tensor, stride: int) -> Tensor:
 
 def _bit_masks(instances: Instances) -> Tensor:
     """``(G, H, W)`` bool from either of Detectron2's mask structures."""
+    if not instances.has("gt_masks"):
+        if len(instances):
+            raise ValueError(
+                "a ground truth has no masks (gt_masks), from which ISDA learns: set "
+                "MODEL.MASK_ON True and give every annotation a segmentation"
+            )
+        # Detectron2's own mapper leaves the field out where there are no annotations.
+        return torch.zeros(0, *instances.image_size, dtype=torch.bool)
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *instances.image_size)

@@ -1,0 +1,135 @@
+"""A tiny ISDA and inputs for it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from detectron2.structures import BitMasks, Boxes, Instances
+from torch import nn
+
+from isda.meta_arch.isda import ISDA
+from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
+from isda.modeling.neck import Neck
+from isda.training.criterion import SetCriterion
+from isda.training.matching import HungarianMatcher
+
+NAMES = ["res2", "res3", "res4", "res5"]
+
+
+class PatchBackbone(Backbone):
+    """Strides 4 to 32; no cell looks at its neighbours, and zeros stay zeros."""
+
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        sizes = [(3, 4), (channels, 2), (channels, 2), (channels, 2)]
+        self.stages = nn.ModuleList(
+            nn.Conv2d(inputs, channels, side, stride=side, bias=False) for inputs, side in sizes
+        )
+        self.channels = channels
+
+    def forward(self, x):
+        features = {}
+        for name, stage in zip(NAMES, self.stages, strict=True):
+            features[name] = x = F.leaky_relu(stage(x), 0.5)
+        return features
+
+    def output_shape(self):
+        return {
+            name: ShapeSpec(channels=self.channels, stride=4 * 2**index)
+            for index, name in enumerate(NAMES)
+        }
+
+
+def build_tiny_isda(
+    *,
+    backbone: Backbone | None = None,
+    num_classes: int = 3,
+    mask_stride: int = 4,
+    mask_position: bool = True,
+    kernel_position: bool = True,
+    max_instances: int = 100,
+    **transformer_sizes,
+) -> ISDA:
+    torch.manual_seed(0)
+    backbone = backbone or PatchBackbone()
+    sizes = {"num_queries": 10, "encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
+    return ISDA(
+        backbone=backbone,
+        neck=Neck(backbone.output_shape(), in_features=NAMES, hidden_dim=64),
+        transformer=DeformableTransformer(
+            hidden_dim=64, num_heads=4, feedforward_dim=64, **(sizes | transformer_sizes)
+        ),
+        instance_head=InstanceHead(
+            hidden_dim=64, num_classes=num_classes, mask_dim=32, position=kernel_position
+        ),
+        mask_feature_head=MaskFeatureHead(
+            hidden_dim=64,
+            head_dim=32,
+            mask_dim=32,
+            mask_stride=mask_stride,
+            position=mask_position,
+        ),
+        criterion=SetCriterion(HungarianMatcher()),
+        pixel_mean=(120.0, 115.0, 105.0),
+        pixel_std=(58.0, 57.0, 57.5),
+        max_instances=max_instances,
+    )
+
+
+def make_input(height, width, num_instances=3, num_classes=3, seed=0) -> dict:
+    """A noise image with rectangles of at least 9 pixels a side (or the image's)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(limit):
+        return int(torch.randint(max(limit, 1), (), generator=generator))
+
+    masks = torch.zeros(num_instances, height, width, dtype=torch.bool)
+    for mask in masks:
+        top, left = random(height - 8), random(width - 8)
+        mask[top : top + 9 + random(height // 2), left : left + 9 + random(width // 2)] = True
+    instances = Instances((height, width))
+    instances.gt_masks = BitMasks(masks)
+    instances.gt_boxes = Boxes(instances.gt_masks.get_bounding_boxes().tensor)
+    instances.gt_classes = torch.randint(num_classes, (num_instances,), generator=generator)
+    image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "height": height, "width": width, "instances": instances}
+
+
+def make_attentive(model: ISDA) -> ISDA:
+    """A fresh deformable attention ignores its query; here it depends on it."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "sampling_offsets" in name or "attention_weights" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_confident(model: ISDA) -> ISDA:
+    """Weights as if trained: a fresh model's scores and mask probabilities are all alike."""
+    make_attentive(model)
+    nn.init.normal_(model.instance_head.classes.weight, std=0.3)
+    nn.init.normal_(model.instance_head.classes.bias)
+    nn.init.normal_(model.instance_head.kernels[-1].weight, std=0.5)
+    return model
+
+
+@pytest.fixture
+def tiny_isda():
+    return build_tiny_isda
+
+
+@pytest.fixture
+def random_input():
+    return make_input
+
+
+@pytest.fixture
+def attentive():
+    return make_attentive
+
+
+@pytest.fixture
+def confident():
+    return make_confident
