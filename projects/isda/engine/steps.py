@@ -189,7 +189,7 @@ class StepTrainer(SimpleTrainer):
         All processes do this together, because a model's loss may communicate.
         """
         found = []
-        with preserved_random_state():
+        with preserved_random_state(), self._statistics.frozen():
             for image in batch:
                 terms = _nonfinite(self._losses(self.bare_model, [image]))
                 if terms:
@@ -216,12 +216,12 @@ class _RunningStatistics:
     """Batch normalisation's buffers, which a forward pass changes even if its step is skipped."""
 
     def __init__(self, model: nn.Module):
-        self.buffers = [
-            buffer
+        self.modules = [
+            module
             for module in model.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for buffer in module.buffers(recurse=False)
         ]
+        self.buffers = [b for module in self.modules for b in module.buffers(recurse=False)]
         self.saved: list[Tensor] = []
 
     def save(self) -> None:
@@ -230,6 +230,19 @@ class _RunningStatistics:
     def restore(self) -> None:
         for buffer, saved in zip(self.buffers, self.saved, strict=True):
             buffer.copy_(saved)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Normalise by what was saved: single images may be too small to have statistics."""
+        self.restore()
+        training = [module for module in self.modules if module.training]
+        for module in training:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.train()
 
 
 def _true_everywhere(flag: Tensor) -> bool:

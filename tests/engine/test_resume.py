@@ -1,0 +1,105 @@
+"""A training that was killed and resumed ends in the same weights, to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+from toys import same_weights, toy_config, toy_data
+
+from isda.engine.hooks import tidy_metrics
+from isda.engine.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OVERRIDES = (
+    *("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.9),
+    *("SOLVER.ACCUMULATION", 2, "SOLVER.IMS_PER_BATCH", 4),
+    *("DATALOADER.NUM_WORKERS", 1, "DATALOADER.ASPECT_RATIO_GROUPING", True),
+    *("TEST.EVAL_PERIOD", 2),
+)
+
+
+def train(cfg, resume=False):
+    seed_all_rng(cfg.SEED + resume)  # a new process does not start where the old one was
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def final(folder):
+    return torch.load(folder / "model_final.pth")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_straight(tmp_path):
+    toy_data(tmp_path)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(toy_config(straight, *OVERRIDES))
+
+    script = Path(__file__).with_name("killed_training.py")
+    command = [sys.executable, script, broken, tmp_path, 3, *OVERRIDES]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (broken / "last_checkpoint").read_text() == "model_0000001.pth"
+
+    resumed = train(toy_config(broken, *OVERRIDES), resume=True)
+    assert resumed.start_iter == 2
+    expected, found = final(straight), final(broken)
+    assert same_weights(expected["model"], found["model"])
+    assert same_weights(expected["training_model"], found["training_model"])
+    assert not same_weights(found["model"], found["training_model"])
+    moments = [f["trainer"]["_trainer"]["optimizer"]["state"] for f in (expected, found)]
+    assert all(same_weights(moments[0][k], moments[1][k]) for k in moments[0])
+
+
+def test_data_order_and_augmentation_do_not_depend_on_workers(tmp_path):
+    toy_data(tmp_path)
+    seen = []
+    for workers in (0, 2):
+        trainer = Trainer(toy_config(tmp_path / "out", "DATALOADER.NUM_WORKERS", workers))
+        batches = iter(trainer.data_loader)
+        seen.append([x["image"] for _ in range(6) for x in next(batches)])
+    assert all(map(torch.equal, *seen))
+    assert len({tuple(image.shape) for image in seen[0]}) > 1  # sizes are drawn at random
+
+
+def test_resuming_a_finished_training_trains_no_more(tmp_path):
+    toy_data(tmp_path)
+    cfg = toy_config(tmp_path / "out", "SOLVER.MAX_ITER", 2)
+    train(cfg)
+    before = (tmp_path / "out" / "model_final.pth").read_bytes()
+    assert "segm" in Trainer.train(train(cfg, resume=True))
+    assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, caplog):
+    toy_data(tmp_path)
+    trainer = Trainer(toy_config(tmp_path / "out"))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 0
+    assert "starting anew" in caplog.text
+
+
+def test_metrics_end_where_training_resumes(tmp_path):
+    lines = [json.dumps({"iteration": i, "total_loss": i}) + "\n" for i in (19, 39, 59)]
+    (tmp_path / "metrics.json").write_text("".join(lines) + '{"iteration": 7')
+    tidy_metrics(str(tmp_path), 50)
+    assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])
+
+
+def test_a_new_training_in_a_used_folder_keeps_the_old_metrics(tmp_path):
+    toy_data(tmp_path)
+    cfg = toy_config(tmp_path / "out", "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()")
+    train(cfg)
+    old = (tmp_path / "out" / "metrics.json").read_text()
+    train(cfg)
+    assert old
+    assert (tmp_path / "out" / "metrics_0.json").read_text() == old

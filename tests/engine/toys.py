@@ -1,0 +1,126 @@
+"""The smallest ISDA and the smallest data set that a whole training needs.
+
+A module of its own, because the programs that tests start and kill need it as well.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
+from torch import nn
+
+from isda import add_isda_config
+from isda.meta_arch.isda import ISDA
+
+CHANNELS = {"res2": 8, "res3": 16, "res4": 16, "res5": 32}
+
+
+@BACKBONE_REGISTRY.register()
+class ToyBackbone(Backbone):
+    """One convolution per stage."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        norm = cfg.MODEL.RESNETS.NORM
+        self.stem = nn.Conv2d(input_shape.channels, 8, 3, stride=2, padding=1)
+        before, self.stages = 8, nn.ModuleDict()
+        for name, channels in CHANNELS.items():
+            convolution = nn.Conv2d(before, channels, 3, stride=2, padding=1)
+            normed = get_norm(norm, channels) or nn.Identity()
+            self.stages[name] = nn.Sequential(convolution, normed, nn.ReLU())
+            before = channels
+
+    def forward(self, x):
+        x, features = self.stem(x), {}
+        for name, stage in self.stages.items():
+            x = features[name] = stage(x)
+        return features
+
+    def output_shape(self):
+        strides = dict(zip(CHANNELS, (4, 8, 16, 32), strict=True))
+        return {name: ShapeSpec(channels=c, stride=strides[name]) for name, c in CHANNELS.items()}
+
+
+@META_ARCH_REGISTRY.register()
+class PoisonedISDA(ISDA):
+    """An ISDA that sees NaN in every image of a file whose name contains "poison"."""
+
+    def preprocess(self, batched_inputs):
+        images = super().preprocess(batched_inputs)
+        for row, inputs in zip(images.tensor, batched_inputs, strict=True):
+            if "poison" in inputs["file_name"]:
+                row.fill_(float("nan"))
+        return images
+
+
+def toy_config(output_dir, *overrides) -> CfgNode:
+    cfg = get_cfg()
+    add_isda_config(cfg)
+    cfg.OUTPUT_DIR = str(output_dir)
+    cfg.SEED = 7
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.META_ARCHITECTURE = "ISDA"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.BACKBONE.NAME = "ToyBackbone"
+    cfg.MODEL.RESNETS.NORM = "BN"
+    isda = cfg.MODEL.ISDA
+    isda.NUM_CLASSES, isda.HIDDEN_DIM, isda.NUM_QUERIES, isda.NUM_HEADS = 2, 64, 6, 4
+    isda.ENCODER_LAYERS, isda.DECODER_LAYERS, isda.FEEDFORWARD_DIM = 1, 2, 32
+    isda.MASK_HEAD_DIM = isda.MASK_DIM = 32
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("toy",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.INPUT.DATASET_MAPPER_NAME = "fixed"
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (32, 48), 64
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 32, 64
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, 6, ()
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = 1e-3, 2
+    cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def toy_data(folder: Path, name="toy", file_names=None, sizes=((48, 64), (64, 48))) -> None:
+    """Register images of one rectangle each, the first one without any instance."""
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    file_names = file_names or [f"image_{i}.png" for i in range(5)]
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number, file_name in enumerate(file_names):
+        height, width = sizes[number % len(sizes)]
+        pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8)
+        images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        if number > 0:
+            x, y, w, h = 4 + 3 * number, 8, 20, 24
+            pixels[y : y + h, x : x + w] += 120
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            annotations.append(
+                {
+                    "id": number,
+                    "image_id": number,
+                    "category_id": 1 + number % 2,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                    "segmentation": [polygon],
+                }
+            )
+        cv2.imwrite(str(folder / file_name), pixels)
+    categories = [{"id": 1, "name": "odd"}, {"id": 2, "name": "even"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
+
+
+def same_weights(first: dict, second: dict) -> bool:
+    """Equal to the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)

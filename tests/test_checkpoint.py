@@ -1,0 +1,161 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
+from torch import nn
+
+from isda.checkpoint import Checkpointer, report_weights
+from isda.engine.steps import averaged_model
+
+
+def small_model(num_classes=3):
+    return nn.ModuleDict(
+        {
+            "backbone": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+            "head": nn.Sequential(*(nn.Linear(2, 2) for _ in range(4))),
+            "classes": nn.Linear(2, num_classes),
+        }
+    )
+
+
+def save(path, weights):
+    torch.save({"model": weights}, path)
+    return str(path)
+
+
+def test_weights_of_the_model_and_their_report(tmp_path):
+    model = small_model()
+    weights = small_model().state_dict()
+    path = save(tmp_path / "weights.pth", weights)
+    Checkpointer(model, min_matched=1.0).load(path)
+    assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)
+
+
+def test_weights_of_the_backbone_alone_are_enough(tmp_path):
+    weights = small_model()["backbone"].state_dict()
+    path = save(tmp_path / "w.pth", {f"backbone.{name}": w for name, w in weights.items()})
+    model = small_model()
+    Checkpointer(model, min_matched=0.5).load(path)  # 4 of 14 tensors, but the whole backbone
+    assert torch.equal(model["backbone"][0].weight, weights["0.weight"])
+
+
+def test_another_number_of_classes_is_reported_and_not_fatal(tmp_path, caplog):
+    weights = small_model(num_classes=80).state_dict()
+    model = small_model(num_classes=3)
+    Checkpointer(model, min_matched=0.5).load(save(tmp_path / "w.pth", weights))
+    assert "classes.weight: [80, 2] in the file, [3, 2] here" in caplog.text
+    assert "12 of 14 tensors of the model" in caplog.text
+    assert torch.equal(model["head"][0].weight, weights["head.0.weight"])
+
+
+def test_weights_that_do_not_fit_stop_the_program(tmp_path):
+    weights = {f"body.{i}.weight": torch.zeros(1) for i in range(20)}
+    weights["classes.bias"] = torch.zeros(7)
+    path = save(tmp_path / "w.pth", weights)
+    with pytest.raises(ValueError, match="the weights do not fit") as error:
+        Checkpointer(small_model(), min_matched=0.5).load(path)
+    message = str(error.value)
+    assert "0 of 14 tensors" in message
+    assert "classes.bias: [7] in the file, [3] here" in message
+    assert "13 not in the file, left as initialised: backbone.0.bias" in message
+    assert "20 in the file, but not in the model: body.0.weight" in message
+    assert "Only 0% are matched, MODEL.WEIGHTS_MIN_MATCHED asks for 50%" in message
+    Checkpointer(small_model(), min_matched=0.0).load(path)
+
+
+def test_share_counts_tensors():
+    report = report_weights(small_model(), ["classes.weight", "backbone.0.bias"], ["x"], [])
+    assert (report.matched, report.total) == (12, 14)
+    assert (report.backbone_matched, report.backbone_total) == (3, 4)
+    assert report.share == pytest.approx(12 / 14)
+
+
+def test_missing_truncated_and_foreign_files(tmp_path):
+    checkpointer = Checkpointer(small_model())
+    with pytest.raises(FileNotFoundError, match="no weights at nowhere.pth: check MODEL.WEIGHTS"):
+        checkpointer.load("nowhere.pth")
+    path = save(tmp_path / "w.pth", small_model().state_dict())
+    content = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="no readable checkpoint, perhaps truncated"):
+        Checkpointer(small_model()).load(path)
+    torch.save({"model": {}, "args": object}, tmp_path / "objects.pth")
+    with pytest.raises(ValueError, match="holds Python objects besides tensors"):
+        Checkpointer(small_model()).load(str(tmp_path / "objects.pth"))
+
+
+def resnet18():
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res5"]
+    return nn.ModuleDict({"backbone": build_resnet_backbone(cfg, ShapeSpec(channels=3))})
+
+
+def test_weights_of_a_torchvision_resnet(tmp_path):
+    import torchvision
+
+    theirs = torchvision.models.resnet18().eval()
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    ours = resnet18().eval()
+    Checkpointer(ours, min_matched=1.0).load(str(tmp_path / "resnet18.pth"))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+        expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
+        found = ours["backbone"](image)["res5"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_detectron2s_model_zoo(tmp_path):
+    weights = {n: w.numpy() for n, w in small_model().state_dict().items()}
+    with open(tmp_path / "w.pkl", "wb") as file:
+        pickle.dump({"model": weights, "__author__": "Detectron2 Model Zoo"}, file)
+    model = small_model()
+    Checkpointer(model, min_matched=1.0).load(str(tmp_path / "w.pkl"))
+    np.testing.assert_array_equal(model["classes"].weight.detach(), weights["classes.weight"])
+
+
+def test_a_kill_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model = small_model()
+    checkpointer = Checkpointer(model, str(tmp_path))
+    checkpointer.save("model")
+    before = (tmp_path / "model.pth").read_bytes()
+
+    def die(contents, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpointer.save("model")
+    assert (tmp_path / "model.pth").read_bytes() == before
+    assert checkpointer.get_checkpoint_file() == os.path.join(tmp_path, "model.pth")
+
+
+def test_inference_loads_averaged_weights_and_resumption_both(tmp_path):
+    model = small_model()
+    averaged = averaged_model(model, 0.9)
+    averaged.update_parameters(model)
+    for parameter in model.parameters():
+        parameter.data += 1
+    averaged.update_parameters(model)
+    checkpointer = Checkpointer(model, str(tmp_path), averaged=averaged, trainer=nn.Module())
+    checkpointer.save("model")
+
+    plain = small_model()
+    Checkpointer(plain).load(str(tmp_path / "model.pth"))
+    assert torch.equal(plain["classes"].weight, averaged.module["classes"].weight)
+    assert not torch.equal(plain["classes"].weight, model["classes"].weight)
+
+    resumed, resumed_average = small_model(), averaged_model(small_model(), 0.9)
+    Checkpointer(
+        resumed, str(tmp_path), averaged=resumed_average, trainer=nn.Module()
+    ).resume_or_load("", resume=True)
+    assert torch.equal(resumed["classes"].weight, model["classes"].weight)
+    assert torch.equal(resumed_average.module["classes"].bias, averaged.module["classes"].bias)
+    assert resumed_average.n_averaged == 2
