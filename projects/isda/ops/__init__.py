@@ -1,5 +1,6 @@
 """Operators that need nothing of Detectron2 or of the models."""
 
 from isda.ops.ms_deform_attn import ms_deform_attn
+from isda.ops.selection import Backends, backend, backends
 
-__all__ = ["ms_deform_attn"]
+__all__ = ["Backends", "backend", "backends", "ms_deform_attn"]

@@ -1,0 +1,126 @@
+"""Which implementation of the operators runs."""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Backends", "announce", "backend", "backends", "pure_requested"]
+
+logger = logging.getLogger(__name__)
+
+_NAMES = ("auto", "cuda", "cpu", "torch")
+_EXTENSIONS = {"cpu": "isda._msda_cpu", "cuda": "isda._msda_cuda"}
+_forced: str | None = None  # by the context manager; else the environment decides
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What ``backends()`` reports."""
+
+    chosen: str  # "auto", "cuda", "cpu" or "torch"
+    built: tuple[str, ...]  # always ends in "torch"
+    missing: dict[str, str]  # the others, and why
+
+    def serving(self, device: torch.device | str) -> str:
+        """The one that serves tensors on ``device``: "cuda", "cpu" or "torch"."""
+        kind = torch.device(device).type
+        return kind if kind in self.built and self.chosen != "torch" else "torch"
+
+
+def backends() -> Backends:
+    """List what is built and chosen.
+
+    Raises:
+        ValueError: ISDA_MSDA_BACKEND is none of the names.
+    """
+    missing = _missing()
+    built = tuple(name for name in _EXTENSIONS if name not in missing)
+    return Backends(_chosen(), (*built, "torch"), dict(missing))
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force an implementation, for all threads: "cuda", "cpu" or "torch"; or "auto" for none.
+
+    Also by the environment: ``ISDA_MSDA_BACKEND``.
+
+    Raises:
+        ValueError: no such name.
+        RuntimeError: it is not built.
+    """
+    global _forced
+    _check(name, "backend()")
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def pure_requested(device: torch.device) -> bool:
+    """Whether PyTorch is forced to serve ``device``, whatever is built.
+
+    Raises:
+        ValueError: ISDA_MSDA_BACKEND is none of the names.
+        RuntimeError: what is forced is not built, or is for another device.
+    """
+    chosen = _chosen()
+    if chosen in _EXTENSIONS and chosen != device.type:
+        raise RuntimeError(
+            f"deformable attention is forced to the {chosen} backend, but its tensors are on "
+            f"{device}: choose 'auto' or 'torch'"
+        )
+    return chosen == "torch"
+
+
+@functools.cache
+def announce(device_type: str) -> None:
+    """Say once that a device is served by PyTorch for want of a compiled kernel, and why."""
+    reason = _missing().get(device_type)
+    if reason is None:
+        return
+    broken = not reason.startswith("not built")
+    logger.log(
+        logging.WARNING if broken else logging.INFO,
+        "Deformable attention on %s runs in plain PyTorch; its faster kernel is %s",
+        device_type,
+        reason,
+    )
+
+
+def _chosen() -> str:
+    if _forced is not None:
+        return _forced
+    name = os.environ.get("ISDA_MSDA_BACKEND") or "auto"
+    if name != "auto":
+        _check(name, "ISDA_MSDA_BACKEND")
+    return name
+
+
+def _check(name: str, source: str) -> None:
+    if name not in _NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(_NAMES)}, got {name!r}")
+    if name in _missing():
+        raise RuntimeError(f"{source} asks for the {name} backend, which is {_missing()[name]}")
+
+
+@functools.cache
+def _missing() -> dict[str, str]:
+    """Load the extensions; the reasons of those that are not there."""
+    missing = {}
+    for name, module in _EXTENSIONS.items():
+        if importlib.util.find_spec(module) is None:
+            missing[name] = f"not built (there is no {module})"
+            continue
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            missing[name] = f"built but does not load: {error}"
+    return missing
