@@ -1,0 +1,216 @@
+"""Every config of the repository is read, built, trained for two steps and evaluated."""
+
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from isda import add_isda_config
+from isda.checkpoint import Checkpointer
+from isda.engine.setup import ConfigError, check_config, load_config, resolve_classes
+from isda.engine.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "projects" / "isda"
+CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.yaml"))
+
+# Whatever a config asks for in size, a test asks for less. Kinds, norms, losses, optimisers,
+# augmentations and every other key stay as the file has them.
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.PIXEL_STD": [58.0, 58.0, 58.0],  # fresh weights have not absorbed one, as MSRA's have
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
+    "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+    "MODEL.VIT.IMG_SIZE": 96,
+    "MODEL.VIT.EMBED_DIM": 48,
+    "MODEL.VIT.DEPTH": 2,
+    "MODEL.VIT.GLOBAL_BLOCKS": [1],
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ISDA.HIDDEN_DIM": 64,
+    "MODEL.ISDA.MASK_HEAD_DIM": 64,
+    "MODEL.ISDA.MASK_DIM": 64,
+    "MODEL.ISDA.FEEDFORWARD_DIM": 32,
+    "MODEL.ISDA.NUM_QUERIES": 12,
+    "MODEL.ISDA.ENCODER_LAYERS": 1,
+    "MODEL.ISDA.DECODER_LAYERS": 2,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 3,  # the shapes'
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,  # after two steps no score reaches 0.05
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "DATASETS.TRAIN": ("shapes_tiny8_train",),
+    "DATASETS.TEST": ("shapes_tiny8_train",),
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": (64, 96),
+    "INPUT.MAX_SIZE_TRAIN": 96,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 96,
+    "INPUT.IMAGE_SIZE": 96,
+    "INPUT.CROP.SIZE": [40, 64],
+    "INPUT.CROP.RESIZE_BEFORE": (64, 96),
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.EPOCHS": 0.5,  # of 8 images: 2 steps
+    "SOLVER.STEP_EPOCHS": (0.25,),
+    "SOLVER.WARMUP_ITERS": 1,
+    "TEST.EVAL_EPOCHS": 0.5,
+    "TEST.DETECTIONS_PER_IMAGE": 5,
+    "SEED": 0,
+}
+
+
+def small_config(path: Path, output: Path) -> CfgNode:
+    cfg = load_config(str(ROOT / "configs" / path))
+    small = SMALL | {"OUTPUT_DIR": str(output)}
+    small["MODEL.SWIN.EMBED_DIM"] = 8 * cfg.MODEL.SWIN.NUM_HEADS[0]
+    if cfg.MODEL.RESNETS.DEPTH >= 50:  # Detectron2 fixes the width of the smaller ones
+        groups = min(cfg.MODEL.RESNETS.NUM_GROUPS, 2)
+        small |= {"MODEL.RESNETS.NUM_GROUPS": groups, "MODEL.RESNETS.WIDTH_PER_GROUP": 16 // groups}
+        small |= {"MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.RES2_OUT_CHANNELS": 32}
+    if cfg.MODEL.TORCH_BACKBONE.WEIGHTS == "pretrained":  # would be downloaded
+        small["MODEL.TORCH_BACKBONE.WEIGHTS"] = ""
+    cfg.merge_from_list([item for pair in small.items() for item in pair])
+    check_config(cfg)
+    resolve_classes(cfg)
+    cfg.freeze()
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets")
+
+
+def test_there_are_configs():
+    assert {path.parent.name for path in CONFIGS} >= {
+        "",
+        "COCO-InstanceSegmentation",
+        "ablations",
+        "nuclei",
+        "shapes",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_config_trains_and_evaluates(path, tmp_path, datasets, monkeypatch):
+    cfg_text = (ROOT / "configs" / path).read_text()
+    if "build_vit_backbone" in cfg_text and importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is optional and not installed")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    # What a checkpoint holds is tested with the trainer; here it would only fill the disk.
+    monkeypatch.setattr(Checkpointer, "save", lambda self, name, **state: None)
+    trainer = Trainer(small_config(path, tmp_path))
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    losses = []
+    run = type(trainer._trainer)._write_metrics
+
+    def record(self, loss_dict, *args, **kwargs):
+        losses.append({name: float(loss) for name, loss in loss_dict.items()})
+        return run(self, loss_dict, *args, **kwargs)
+
+    monkeypatch.setattr(type(trainer._trainer), "_write_metrics", record)
+    results = trainer.train()
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for step in losses for loss in step.values()), losses
+    assert any(not p.equal(before[name]) for name, p in trained.items())
+    assert set(results) == {"bbox", "segm"}
+    assert 0 <= results["segm"]["AP"] <= 100
+
+
+def test_unknown_keys_are_refused(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("MODEL:\n  ISDA:\n    NUM_QUERYS: 3\n")
+    with pytest.raises(ConfigError, match="NUM_QUERYS.*did you mean MODEL.ISDA.NUM_QUERIES"):
+        load_config(str(path))
+
+
+def test_coco_recipe_in_numbers():
+    """isda_R_50_42ep.yaml against the paper's training details, number by number."""
+    cfg = load_config(str(ROOT / "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"))
+    isda, solver = cfg.MODEL.ISDA, cfg.SOLVER
+    assert (isda.HIDDEN_DIM, isda.NUM_QUERIES, isda.NUM_HEADS, isda.NUM_POINTS) == (256, 300, 8, 4)
+    assert (isda.ENCODER_LAYERS, isda.DECODER_LAYERS, isda.FEEDFORWARD_DIM) == (6, 6, 1024)
+    assert (isda.MASK_DIM, isda.MASK_HEAD_DIM, isda.MASK_STRIDE) == (256, 128, 4)
+    assert (isda.MASK_POSITION, isda.KERNEL_POSITION, isda.DROPOUT) == (True, True, 0.1)
+    assert (isda.CLASS_WEIGHT, isda.MASK_WEIGHT, isda.CLASS_COST, isda.MASK_COST) == (2, 3, 2, 3)
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 1.25e-4, 1e-4)
+    assert (solver.BACKBONE_MULTIPLIER, solver.SAMPLING_MULTIPLIER) == (0.1, 0.1)
+    assert (solver.EPOCHS, solver.STEP_EPOCHS, solver.GAMMA) == (42, (27,), 0.1)
+    assert (solver.IMS_PER_BATCH, solver.REFERENCE_BATCH, solver.WARMUP_ITERS) == (8, 8, 0)
+    clipping = solver.CLIP_GRADIENTS
+    assert (clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE) == (True, "full_model", 0.1)
+    assert tuple(cfg.INPUT.MIN_SIZE_TRAIN) == tuple(range(480, 801, 32))
+    assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (
+        1333,
+        800,
+        1333,
+    )
+    crop = cfg.INPUT.CROP
+    assert (crop.ENABLED, crop.TYPE, list(crop.SIZE)) == (True, "absolute_range", [384, 600])
+    assert (crop.PROBABILITY, tuple(crop.RESIZE_BEFORE)) == (0.5, (400, 500, 600))
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.BACKBONE.FREEZE_AT) == (50, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("isda_R_50_mfr_stride_8", {"MASK_STRIDE": 8}),
+        ("isda_R_50_mfr_stride_4", {}),
+        ("isda_R_50_mfr_stride_2", {"MASK_STRIDE": 2}),
+        ("isda_R_50_no_position", {"MASK_POSITION": False, "KERNEL_POSITION": False}),
+        ("isda_R_50_mask_position", {"KERNEL_POSITION": False}),
+        ("isda_R_50_kernel_position", {"MASK_POSITION": False}),
+    ],
+)
+def test_ablation_changes_what_its_name_says_and_nothing_else(name, changed):
+    cfg = load_config(str(ROOT / f"configs/ablations/{name}.yaml"))
+    expected = load_config(str(ROOT / "configs/COCO-InstanceSegmentation/isda_R_50_12ep.yaml"))
+    for key, value in changed.items():
+        expected.MODEL.ISDA[key] = value
+    assert cfg == expected
+
+
+@pytest.mark.parametrize("kind", ["nuclei", "shapes"])
+def test_mask_rcnn_is_compared_on_the_same_terms(kind):
+    ours = load_config(str(ROOT / f"configs/{kind}/isda_tiny.yaml"))
+    theirs = load_config(str(ROOT / f"configs/{kind}/mask_rcnn_tiny.yaml"))
+    assert ours.DATASETS == theirs.DATASETS
+    for key in ours.INPUT:
+        # The channel order is the weights'; a crop plays no part in the mapper "fixed".
+        if key not in ("FORMAT", "CROP"):
+            assert ours.INPUT[key] == theirs.INPUT[key], key
+    assert ours.TEST == theirs.TEST
+    assert ours.MODEL.TORCH_BACKBONE == theirs.MODEL.TORCH_BACKBONE
+    assert ours.MODEL.RESNETS.DEPTH == theirs.MODEL.RESNETS.DEPTH
+    for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH"):
+        assert ours.SOLVER[key] == theirs.SOLVER[key]
+
+
+def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_key_is_read():
+    cfg = get_cfg()
+    before = set(flat_keys(cfg))
+    add_isda_config(cfg)
+    added = {key.rpartition(".")[2] for key in flat_keys(cfg)} - {
+        key.rpartition(".")[2] for key in before
+    }
+    sources = [p.read_text() for p in PACKAGE.rglob("*.py") if p.name != "config.py"]
+    code = "\n".join(sources)
+    # Read means as an attribute: a key in an error message is no use.
+    assert [key for key in sorted(added) if not re.search(rf"\w\.{key}\b(?!\w)", code)] == []
