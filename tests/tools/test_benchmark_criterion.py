@@ -1,0 +1,80 @@
+import json
+
+import pytest
+import torch
+
+import benchmark_criterion
+
+SMALL = [
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("MODEL.ISDA.HIDDEN_DIM", "32", "MODEL.ISDA.MASK_DIM", "32", "MODEL.ISDA.MASK_HEAD_DIM", "32"),
+    *("MODEL.ISDA.ENCODER_LAYERS", "1", "MODEL.ISDA.DECODER_LAYERS", "2"),
+    *("MODEL.ISDA.NUM_QUERIES", "40", "MODEL.ISDA.DROPOUT", "0.0"),
+]
+
+
+def test_figures_are_consistent(tmp_path, capsys):
+    output = tmp_path / "criterion.json"
+    sizes = ["--height", "64", "--width", "96", "--instances", "0", "30", "--repeats", "2"]
+    report = benchmark_criterion.main([*sizes, "--device", "cpu", "--output", str(output), *SMALL])
+    assert json.loads(output.read_text()) == report
+    assert [row["instances"] for row in report["rows"]] == [0, 30]
+    for row in report["rows"]:
+        seconds = row["seconds"]
+        assert all(part > 0 for part in seconds.values())
+        assert row["step_seconds"] == pytest.approx(sum(seconds.values()))
+        inside = sum(seconds[part] for part in ("targets", "matching", "loss", "loss_backward"))
+        assert row["criterion_seconds"] == pytest.approx(inside)
+        assert 0 < row["criterion_share"] < 1
+        assert row["criterion_added_mb"] >= 0
+        assert 50 < row["criterion_peak_mb"] <= row["step_peak_mb"] < 50_000
+    table = capsys.readouterr().out.splitlines()
+    assert "64×96, batch 2" in table[0]
+    assert torch.__version__ in table[0]
+    assert len({line.count("|") for line in table[2:]}) == 1
+    assert len(table) == 6
+
+
+def test_the_parts_make_one_training_step():
+    cfg = benchmark_criterion.load_config(
+        benchmark_criterion.parse_arguments([]).config_file, [*SMALL, "MODEL.DEVICE", "cpu"]
+    )
+    step = benchmark_criterion.build_step(cfg)
+    inputs = benchmark_criterion.synthetic_inputs(2, 64, 96, 5, num_classes=80)
+    losses = step.model(inputs)
+    sum(losses.values()).backward()
+    whole = [p.grad for p in step.model.parameters() if p.requires_grad]
+    step.optimizer.zero_grad(set_to_none=True)
+    step.clip = lambda parameters: None
+    step.optimizer.step = lambda: None
+    meter = benchmark_criterion.Meter(torch.device("cpu"), with_memory=False)
+    for name, loss in step(inputs, meter).items():
+        torch.testing.assert_close(loss, losses[name])
+    assert tuple(meter.seconds) == benchmark_criterion.PARTS
+    parts = [p.grad for p in step.model.parameters() if p.requires_grad]
+    for expected, found in zip(whole, parts, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    device = torch.device("cpu")
+    if not benchmark_criterion.memory_is_measurable(device):
+        pytest.skip("this system does not let a process reset its memory peak")
+    meter = benchmark_criterion.Meter(device, with_memory=True)
+    with meter("much"):
+        assert torch.ones(2**24).sum() == 2**24  # 64 MB, gone afterwards
+    with meter("little"):
+        assert torch.ones(2**10).sum() == 2**10
+    added = {part: meter.peak_bytes[part] - meter.start_bytes[part] for part in meter.seconds}
+    assert 60 * 2**20 < added["much"] < 90 * 2**20
+    assert added["little"] < 10 * 2**20
+
+
+def test_ellipses_have_the_size_that_is_promised():
+    (x,) = benchmark_criterion.synthetic_inputs(1, 200, 300, 40, num_classes=4)
+    instances = x["instances"]
+    assert tuple(x["image"].shape) == (3, 200, 300)
+    areas = instances.gt_masks.tensor.flatten(1).sum(1)
+    assert (areas > 0).all()
+    assert areas.max() <= 3.15 / 4 * (0.3 * 200) * (0.3 * 300)
+    assert instances.gt_classes.max() < 4
