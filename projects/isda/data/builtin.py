@@ -4,14 +4,14 @@ COCO, LVIS and Cityscapes come with Detectron2's own registrations; datasets/REA
 their files belong.
 """
 
+import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
-from detectron2.data.datasets import load_coco_json
+from detectron2.data import DatasetCatalog
 
+from isda.data.errors import DatasetError
+from isda.data.registration import register_located
 from isda.data.shapes import ShapesParameters, ensure_shapes
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
@@ -24,26 +24,6 @@ SHAPES = {
     "shapes_tiny8_train": (8, ShapesParameters(seed=3, crowd_share=0, empty_share=0)),
 }
 NUCLEI = {"nuclei_mini_train": "instances_train.json", "nuclei_mini_val": "instances_val.json"}
-
-_LOCATORS: dict[str, Callable[[], tuple[str, str]]] = {}
-
-
-class EmbeddedMetadata(Metadata):
-    """Metadata whose files are looked for, or generated, when somebody asks for their paths.
-
-    Class names are there from the import on, at no cost; and an evaluator that is built before the
-    data set was loaded still finds its annotations.
-    """
-
-    @property
-    def json_file(self) -> str:
-        """Path of the COCO annotations."""
-        return _LOCATORS[self.name]()[0]
-
-    @property
-    def image_root(self) -> str:
-        """The folder that the annotations' file names are relative to."""
-        return _LOCATORS[self.name]()[1]
 
 
 def datasets_root() -> Path:
@@ -65,14 +45,14 @@ def locate_shapes(name: str) -> tuple[str, str]:
     """Paths of the annotations and of the images' folder, generated if need be.
 
     Raises:
-        OSError: the folder cannot be written; the message says how to choose another one.
+        DatasetError: the folder cannot be written; the message says how to choose another one.
     """
     num_images, parameters = SHAPES[name]
     folder = datasets_root() / "shapes" / name
     try:
         json_file = ensure_shapes(folder, num_images, parameters)
     except OSError as error:
-        raise OSError(
+        raise DatasetError(
             f"cannot generate data set '{name}' in {folder} ({error}): "
             "set DETECTRON2_DATASETS to a folder that can be written"
         ) from error
@@ -83,7 +63,7 @@ def locate_nuclei(name: str) -> tuple[str, str]:
     """Paths of the annotations and of the images' folder.
 
     Raises:
-        FileNotFoundError: neither ``$DETECTRON2_DATASETS`` nor the checkout has them.
+        DatasetError: neither ``$DETECTRON2_DATASETS`` nor the checkout has them.
     """
     folders = [_CHECKOUT / "datasets" / "nuclei_mini"]
     root = os.environ.get("DETECTRON2_DATASETS")
@@ -92,32 +72,26 @@ def locate_nuclei(name: str) -> tuple[str, str]:
     for folder in folders:
         if (folder / NUCLEI[name]).is_file():
             return str(folder / NUCLEI[name]), str(folder / "images")
-    raise FileNotFoundError(
+    raise DatasetError(
         f"data set '{name}' is neither in {folders[-1]} nor in $DETECTRON2_DATASETS/nuclei_mini "
         f"(DETECTRON2_DATASETS is {root or 'not set'}): it is part of the repository, so install "
         "the package from a clone in editable mode, or copy datasets/nuclei_mini there"
     )
 
 
-def _register(name: str, locate: Callable[[str], tuple[str, str]], classes: tuple[str, ...]):
-    if name in DatasetCatalog:
-        return
-    _LOCATORS[name] = lambda: locate(name)
-    DatasetCatalog.register(name, lambda: load_coco_json(*locate(name), name))
-    MetadataCatalog[name] = EmbeddedMetadata(
-        name=name,
-        evaluator_type="coco",
-        thing_classes=list(classes),
-        thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(classes))},
-    )
-
-
 def register_embedded() -> None:
     """Registers every embedded data set that is not registered yet."""
-    for name, (_, parameters) in SHAPES.items():
-        _register(name, locate_shapes, parameters.classes)
-    for name in NUCLEI:
-        _register(name, locate_nuclei, ("nucleus",))
+    classes = {name: parameters.classes for name, (_, parameters) in SHAPES.items()}
+    classes |= dict.fromkeys(NUCLEI, ("nucleus",))
+    for name, names in classes.items():
+        if name not in DatasetCatalog:
+            locate = locate_shapes if name in SHAPES else locate_nuclei
+            register_located(
+                name,
+                functools.partial(locate, name),
+                thing_classes=list(names),
+                thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(names))},
+            )
 
 
 register_embedded()

@@ -32,6 +32,8 @@ _PLACEMENTS = {"free": 0.4, "overlapping": 0.35, "touching": 0.25}
 _MIN_VISIBLE_SHARE = 0.4
 _MIN_INSIDE_SHARE = 0.6
 _MIN_CONTRAST = 70.0
+# Wherever it lies, each shape of this size has a pixel.
+_MIN_RADIUS = 1.5
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ class ShapesParameters:
             raise ValueError(f"size must be at least 32 x 32 pixels, got {self.size}")
         if not 1 <= self.instances[0] <= self.instances[1]:
             raise ValueError(f"instances must be 1 <= fewest <= most, got {self.instances}")
-        if not 0 < self.diameters[0] <= self.diameters[1] <= 1:
-            raise ValueError(f"diameters must be 0 < smallest <= largest <= 1: {self.diameters}")
+        smallest, largest = self.diameters
+        if not 2 * _MIN_RADIUS <= smallest * min(self.size) or not smallest <= largest <= 1:
+            raise ValueError(
+                "diameters must be smallest <= largest <= 1 of the shorter side, and "
+                f"{2 * _MIN_RADIUS:g} pixels at least, got {self.diameters}"
+            )
         shares = (self.crowd_share, self.empty_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(f"crowd_share and empty_share must add up to [0, 1], got {shares}")
@@ -191,10 +197,13 @@ class _Canvas:
         middle = self.rng.uniform(0.25, 0.75, 2) * (width, height)
         self._new_instance(class_index, is_crowd=True)
         for _ in range(self.rng.integers(15, 40)):
-            sprite = self._new_sprite(class_index, self.rng.uniform(0.025, 0.05) * short_side / 2)
+            radius = max(self.rng.uniform(0.025, 0.05) * short_side / 2, _MIN_RADIUS)
+            sprite = self._new_sprite(class_index, radius)
             x, y = np.rint(self.rng.normal(middle, spread)).astype(int)
             if 0 <= x < width and 0 <= y < height:
                 self._paste(sprite, (int(x), int(y)), instance=0)
+        if not self.shapes:  # all of them fell beyond the border
+            self._paste(sprite, (width // 2, height // 2), instance=0)
         self.whole_areas[0] = int((self.owner == 0).sum())
 
     def add_instance(self) -> None:

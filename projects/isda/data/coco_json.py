@@ -1,0 +1,192 @@
+"""Reading COCO annotation files: structure, ids, references and image files are checked.
+
+What cannot be trusted stops everything, with one sentence that names the culprit and the remedy.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from detectron2.utils.file_io import PathManager
+
+from isda.data.errors import DatasetError
+
+__all__ = ["check_image_files", "find_missing_images", "read_coco_json"]
+
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id"),
+}
+_NUM_EXAMPLES = 3
+
+
+def read_coco_json(json_file: str | os.PathLike, needs_annotations: bool = True) -> dict:
+    """Reads a COCO annotation file and checks all but its segmentations and image files.
+
+    Args:
+        json_file: a path, or an address that iopath understands.
+        needs_annotations: else the list ``annotations`` may be absent, as in COCO's test sets.
+
+    Raises:
+        DatasetError: the file is missing, no JSON or lacks a key; an id is there twice; an
+            annotation refers to an image or a category that is not there.
+    """
+    content = _read_json(str(json_file))
+    if not isinstance(content, dict):
+        raise DatasetError(
+            f"{json_file}: holds a JSON {type(content).__name__} instead of an object with images, "
+            "annotations and categories: is it a file of results? Name the annotation file"
+        )
+    if not needs_annotations:
+        content.setdefault("annotations", [])
+    for section, keys in _REQUIRED.items():
+        _check_section(content, section, keys, json_file)
+    _check_images(content["images"], json_file)
+    _check_references(content, json_file)
+    _check_flags(content["annotations"], json_file)
+    return content
+
+
+def _read_json(json_file: str) -> object:
+    if not PathManager.isfile(json_file):
+        raise DatasetError(
+            f"{json_file}: no such annotation file: correct the path under which the data set is "
+            "registered, or DETECTRON2_DATASETS, which Detectron2's own data sets are below"
+        )
+    try:
+        with open(PathManager.get_local_path(json_file), encoding="utf-8") as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{json_file}: not valid JSON at line {error.lineno}, column {error.colno} "
+            f"({error.msg}): is the file whole? Fetch or export it again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{json_file}: not a text file in UTF-8 (byte {error.start}): export it as plain JSON"
+        ) from error
+
+
+def _check_section(content: dict, section: str, keys: tuple[str, ...], json_file) -> None:
+    records = content.get(section)
+    if not isinstance(records, list):
+        hint = ' ("annotations": [] if there are none)' if section == "annotations" else ""
+        raise DatasetError(
+            f"{json_file}: has no list '{section}': export it in COCO's format for instances{hint}"
+        )
+    if not records and section != "annotations":
+        raise DatasetError(f"{json_file}: the list '{section}' is empty: nothing to load")
+    for index, record in enumerate(records):
+        missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise DatasetError(
+                f"{json_file}: {section}[{index}] has no {' and no '.join(missing)}: each needs "
+                f"{', '.join(keys)}"
+            )
+    _check_ids(records, section, json_file)
+
+
+def _check_ids(records: list[dict], section: str, json_file) -> None:
+    # Text may name an image, but COCO's evaluation does arithmetic with the other ids.
+    allowed = (int, str) if section == "images" else (int,)
+    ids = [record["id"] for record in records]
+    if not any(all(type(i) is kind for i in ids) for kind in allowed):
+        culprit = next(i for i in ids if type(i) is not type(ids[0]) or type(i) not in allowed)
+        raise DatasetError(
+            f"{json_file}: '{section}' has the id {culprit!r}: ids must be whole numbers"
+        )
+    if len(set(ids)) < len(ids):
+        twice = [repr(i) for i, count in Counter(ids).items() if count > 1]
+        raise DatasetError(
+            f"{json_file}: {len(twice)} ids are there more than once in '{section}', "
+            f"{_examples(twice)}: number them anew (ids must differ also between merged files)"
+        )
+
+
+def _check_images(images: list[dict], json_file) -> None:
+    for image in images:
+        if not isinstance(image["file_name"], str) or not image["file_name"]:
+            raise DatasetError(
+                f"{json_file}: image {image['id']} has the file_name {image['file_name']!r}: "
+                "it must be a path below the image folder"
+            )
+        if not all(type(image[key]) is int and image[key] > 0 for key in ("height", "width")):
+            raise DatasetError(
+                f"{json_file}: image {image['id']} ({image['file_name']}) has height "
+                f"{image['height']!r} and width {image['width']!r}: they must be its pixels"
+            )
+
+
+def _check_references(content: dict, json_file) -> None:
+    for section, key in (("images", "image_id"), ("categories", "category_id")):
+        known = {record["id"] for record in content[section]}
+        strays = [a for a in content["annotations"] if not _is_member(a[key], known)]
+        if strays:
+            wanted = sorted({repr(annotation[key]) for annotation in strays})
+            raise DatasetError(
+                f"{json_file}: {len(strays)} annotations, first {strays[0]['id']}, have an {key} "
+                f"that no record of '{section}' has: {_examples(wanted)} (there are "
+                f"{_examples(sorted(map(repr, known)))}): add it, or remove these annotations"
+            )
+
+
+def _check_flags(annotations: list[dict], json_file) -> None:
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            raise DatasetError(
+                f"{json_file}: annotation {annotation['id']} has iscrowd "
+                f"{annotation['iscrowd']!r}: it must be 0 or 1"
+            )
+        if annotation.get("ignore"):
+            raise DatasetError(
+                f"{json_file}: annotation {annotation['id']} has 'ignore', which COCO's evaluation "
+                "overwrites: set its iscrowd to 1 instead"
+            )
+
+
+def _is_member(value: object, known: set) -> bool:
+    # True and 1.0 equal 1, but pycocotools and a data loader would not both take them for it.
+    return type(value) in (int, str) and value in known
+
+
+def find_missing_images(content: dict, image_root: str | os.PathLike) -> list[str]:
+    """File names in ``content["images"]`` that are not below ``image_root``.
+
+    Lists each folder once, which is far cheaper than asking for a hundred thousand files.
+    """
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for image in content["images"]:
+        path = os.path.join(image_root, image["file_name"])
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            is_folder = PathManager.isdir(folder)
+            listings[folder] = set(PathManager.ls(folder)) if is_folder else set()
+        # Asked again, as upper and lower case may be the same to the file system.
+        if name not in listings[folder] and not PathManager.isfile(path):
+            missing.append(image["file_name"])
+    return missing
+
+
+def check_image_files(content: dict, json_file, image_root: str | os.PathLike) -> None:
+    """Raises DatasetError if images are missing, with their number and the first of them."""
+    if not PathManager.isdir(str(image_root)):
+        raise DatasetError(
+            f"{image_root}: no such folder, but {json_file} has {len(content['images'])} images "
+            "in it: correct the image folder under which the data set is registered"
+        )
+    missing = find_missing_images(content, image_root)
+    if missing:
+        raise DatasetError(
+            f"{image_root}: {len(missing)} of the {len(content['images'])} images in {json_file} "
+            f"are missing, {_examples(missing)}: fetch them, correct the image folder, or take "
+            "them out of the annotation file"
+        )
+
+
+def _examples(names: Sequence[str]) -> str:
+    """The first few, so that a message stays one."""
+    shown = ", ".join(names[:_NUM_EXAMPLES])
+    return f"first {shown}" if len(names) > _NUM_EXAMPLES else shown
