@@ -1,0 +1,461 @@
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+import demo_progress
+import run_demo
+from isda.engine.predictor import Predictor, confident
+from isda.engine.setup import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_demo():
+    specification = importlib.util.spec_from_file_location("demo", ROOT / "demo" / "demo.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+demo = load_demo()
+
+
+def two_instances(height, width):
+    """A sure one in the left half, an unsure one in the right."""
+    instances = Instances((height, width))
+    instances.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
+    instances.pred_masks[0, 5 : height - 5, 5 : width // 2 - 5] = True
+    instances.pred_masks[1, 5 : height - 5, width // 2 + 5 : width - 5] = True
+    boxes = [[5, 5, width // 2 - 5, height - 5], [width // 2 + 5, 5, width - 5, height - 5]]
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float))
+    instances.scores = torch.tensor([0.9, 0.3])
+    instances.pred_classes = torch.tensor([0, 0])
+    return instances
+
+
+class FakePredictor:
+    class_names = ["thing"]
+
+    def __call__(self, image):
+        return two_instances(*image.shape[:2])
+
+
+@META_ARCH_REGISTRY.register()
+class PredictorProbe(nn.Module):
+    """Scores are the means of the three channels that arrive, over 255."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.other = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batched_inputs):
+        (inputs,) = batched_inputs
+        self.shape = tuple(inputs["image"].shape)
+        instances = Instances((inputs["height"], inputs["width"]))
+        instances.scores = inputs["image"].mean(dim=(1, 2)) / 255 + self.weight
+        return [{"instances": instances}]
+
+
+def probe_config(tmp_path, image_format="RGB", weights=None):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": weights or {"weight": torch.ones(3), "other": torch.ones(1)}}, path)
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "PredictorProbe", "MODEL.WEIGHTS", str(path)])
+    cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.DEVICE = image_format, 30, "cpu"
+    return cfg
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_predictor_gives_the_model_what_it_was_trained_on(tmp_path, image_format):
+    predictor = Predictor(probe_config(tmp_path, image_format))
+    image = np.zeros((60, 90, 3), np.uint8) + np.array([255, 51, 0], np.uint8)  # RGB
+    instances = predictor(image)
+    means = [1.0, 0.2, 0.0]
+    expected = 1 + torch.tensor(means if image_format == "RGB" else means[::-1])
+    torch.testing.assert_close(instances.scores, expected)
+    assert predictor.model.shape == (3, 30, 45)
+    assert instances.image_size == (60, 90)
+    assert not predictor.model.training
+
+
+def test_predictor_refuses_weights_that_leave_a_part_untrained(tmp_path):
+    cfg = probe_config(tmp_path, weights={"weight": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, such as other; .*MIN_MATCHED to 0"):
+        Predictor(cfg)
+    cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.0
+    Predictor(cfg)
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        Predictor(cfg)
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.0, 2), (0.3, 2), (0.31, 1), (0.95, 0)])
+def test_threshold_filters(threshold, kept):
+    instances = two_instances(20, 40)
+    instances.scores = torch.tensor([0.9, 0.3], dtype=torch.float64)
+    filtered = confident(instances, threshold)
+    assert len(filtered) == len(filtered.pred_masks) == kept
+
+
+def run_on_images(arguments):
+    args = demo.parse_arguments(["--config-file", "none", *map(str, arguments)])
+    return demo.run_on_images(FakePredictor(), args)
+
+
+@pytest.mark.parametrize(("threshold", "right_is_drawn"), [(0.5, False), (0.2, True)])
+def test_demo_draws_only_what_passes_the_threshold(tmp_path, threshold, right_is_drawn):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((100, 200, 3), 100, np.uint8))
+    options = ["--confidence-threshold", threshold, "--no-labels"]
+    assert run_on_images(["--input", tmp_path / "a.png", "--output", tmp_path / "o", *options]) == 0
+    drawn = cv2.imread(str(tmp_path / "o" / "a.png"))
+    assert drawn.shape == (100, 200, 3)
+    assert (drawn[50, 50] != 100).any()
+    assert (drawn[50, 150] != 100).any() == right_is_drawn
+
+
+def test_demo_says_once_what_it_cannot_read_and_goes_on(tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((40, 60, 3), np.uint8))
+    assert run_on_images(["--input", tmp_path / "*.png", "--output", tmp_path / "o"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("bad.png") == 1 == captured.err.count("\n")
+    assert "cannot be read, skipped" in captured.err
+    assert (tmp_path / "o" / "good.png").is_file()
+
+
+def test_demo_finds_files_patterns_and_folders(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "[1].jpg"):
+        (tmp_path / name).touch()
+    names = [path.name for path in demo.find_images([str(tmp_path)])]
+    assert names == ["[1].jpg", "a.PNG", "b.jpg"]
+    pattern, bracketed = str(tmp_path / "*.jpg"), str(tmp_path / "[1].jpg")
+    assert [p.name for p in demo.find_images([bracketed, pattern])] == ["[1].jpg", "b.jpg"]
+    with pytest.raises(demo.DemoError, match=r"--input .*\*\.gif: no image there"):
+        demo.find_images([str(tmp_path / "*.gif")])
+
+
+def test_results_of_equal_names_do_not_overwrite_each_other():
+    images = [Path("x/1.png"), Path("y/1.png"), Path("y/1_2.png")]
+    names = [path.name for path in demo.output_paths(images, "out")]
+    assert len(set(names)) == 3
+    assert demo.output_paths(images[:1], "one.jpg") == [Path("one.jpg")]
+    with pytest.raises(demo.DemoError, match=r"one\.jpg is one file, but there are 3 images"):
+        demo.output_paths(images, "one.jpg")
+
+
+def test_demo_draws_every_frame_of_a_video(tmp_path):
+    path, output = str(tmp_path / "in.mp4"), str(tmp_path / "out" / "out.mp4")
+    writer = demo.open_video(path, 10.0, (64, 128))
+    for _ in range(4):
+        writer.write(np.full((64, 128, 3), 100, np.uint8))
+    writer.release()
+    args = demo.parse_arguments(
+        ["--config-file", "none", "--video-input", path, "--output", output]
+    )
+    demo.run_on_video(FakePredictor(), args)
+    frames = list(demo.frames_of(cv2.VideoCapture(output)))
+    assert len(frames) == 4
+    for frame in frames:
+        assert np.abs(frame[40:50, 30:40].astype(int) - 100).max() > 30
+        assert np.abs(frame[20:40, 80:110].astype(int) - 100).max() < 30
+
+
+def test_demo_without_a_video_or_a_suffix_says_so(tmp_path):
+    arguments = ["--config-file", "none", "--video-input", str(tmp_path / "none.mp4")]
+    with pytest.raises(demo.DemoError, match=r"none\.mp4 cannot be opened"):
+        demo.run_on_video(FakePredictor(), demo.parse_arguments(arguments))
+    with pytest.raises(demo.DemoError, match="it is a file, .mp4"):
+        demo.open_video(str(tmp_path / "folder"), 10.0, (64, 128))
+
+
+def test_demo_ends_with_one_message(tmp_path, capsys):
+    arguments = ["--config-file", str(tmp_path / "no.yaml"), "--input", "a.jpg"]
+    assert demo.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: config file")
+    with pytest.raises(SystemExit):
+        demo.parse_arguments([*arguments, "--confidence-threshold", "50"])
+    assert "from 0 to 1, got 50" in capsys.readouterr().err
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_estimate_follows_what_was_measured():
+    now, stream = Clock(), io.StringIO()
+    planned = {"data": 10.0, "isda": 100.0, "mask_rcnn": 50.0, "report": 20.0}
+    progress = demo_progress.Progress(planned, stream, now, interval=0)
+    progress.start("data", "Preparing")
+    assert progress.remaining() == 180
+    now.seconds = 4
+    assert progress.remaining() == 176
+    progress.finish()
+    progress.start("isda", "Training")
+    assert progress.remaining() == 170  # four seconds of start-up tell nothing
+    now.seconds += 100
+    # Half done after 100 s instead of 50: this machine needs (4 + 200) / 110 of every plan.
+    assert progress.remaining(100) == pytest.approx(100 + 204 / 110 * 70)
+    progress.update("iteration 5/10", 100)
+    assert "1:40 left, 3:49 until the end" in stream.getvalue()
+    now.seconds += 100
+    progress.finish()
+    assert "took 3:20, planned 1:40" in stream.getvalue()
+    progress.start("mask_rcnn", "Training")
+    assert progress.remaining() == pytest.approx(204 / 110 * 70)
+
+
+def test_finished_stages_cost_nothing():
+    stream = io.StringIO()
+    progress = demo_progress.Progress({"isda": 0.0, "report": 20.0}, stream, Clock())
+    progress.start("isda", "Training ISDA: finished before")
+    progress.start("report", "Drawing")
+    assert stream.getvalue().splitlines() == [
+        "[1/2] Training ISDA: finished before",
+        "[2/2] Drawing (about 0:20 until the end)",
+    ]
+
+
+PREFIX = "[11/21 08:54:31 d2.utils.events]: "
+
+
+def training_line(iteration, loss, seconds):
+    return (
+        f"{PREFIX} eta: 0:00:40  iter: {iteration}  total_loss: {loss}  loss_cls: 1.1  loss_mask: 2"
+        f"    time: {seconds}  last_time: 9.9  data_time: 0.1  last_data_time: 0.1   lr: 0.0004  \n"
+    )
+
+
+def test_watch_reads_iterations_losses_and_ap():
+    now = Clock()
+    watch = demo_progress.TrainingWatch(100, 40, now)
+    assert not watch.read("[11/21 08:54:30 d2.engine]: Starting training from iteration 0\n")
+    assert watch.remaining() is None
+    assert watch.read(training_line(19, 7.5, 0.5))
+    planned = demo_progress.PLANNED_EVALUATION
+    assert watch.remaining() == pytest.approx(80 * 0.5 + 3 * planned)  # after 40, 80 and 100
+    watch.read("[d2.evaluation.evaluator]: Start inference on 39 batches\n")
+    now.seconds = 5.0
+    for line in ("copypaste: Task: bbox", "copypaste: AP,AP50,AP75", "copypaste: 11.1,2.2,3.3"):
+        assert not watch.read(f"[d2.evaluation.testing]: {line}\n")
+    assert not watch.read("copypaste: Task: segm\n")
+    now.seconds = 6.0
+    assert watch.read("copypaste: 12.34,nan,3.3\n")
+    assert watch.read(training_line(39, 6.25, 0.4))
+    assert watch.remaining() == pytest.approx(60 * 0.4 + 2 * 6.0)  # after 80 and 100
+    assert str(watch) == "iteration 40/100, loss 6.25, mask AP 12.3"
+    watch.read(training_line(99, 5, 0.4))
+    assert watch.remaining() == pytest.approx(6.0)
+    watch.read("copypaste: 20.0,30.0\n")
+    assert watch.remaining() == 0
+
+
+def test_watch_understands_a_loss_that_is_not_finite():
+    watch = demo_progress.TrainingWatch(100, 0)
+    assert watch.read(training_line(19, "nan", 0.5))
+    assert str(watch) == "iteration 20/100, loss nan"
+
+
+def result(**changes):
+    values = {
+        "name": "ISDA",
+        "mask_ap": 31.26,
+        "mask_ap50": 60.0,
+        "mask_ap75": 30.0,
+        "box_ap": 29.94,
+        "minutes": 4.04,
+        "epochs": 30.06,
+        "iterations": 469,
+        "parameters": 5_440_000,
+    }
+    return run_demo.Result(**values | changes)
+
+
+def test_table_has_a_row_per_model():
+    rows = run_demo.table([result(), result(name="Mask R-CNN", mask_ap=8.0)]).splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells[0][:2] == ["model", "mask AP"]
+    assert cells[2] == ["ISDA", "31.3", "60.0", "30.0", "29.9", "4.0", "30.06", "5.44 M"]
+    assert cells[3][:2] == ["Mask R-CNN", "8.0"]
+    assert len({len(row) for row in rows}) == 1
+
+
+def open_run(folder, opts=(), fresh=False):
+    return run_demo.open_run(run_demo.ISDA, folder, list(opts), fresh)
+
+
+def test_comparison_states_whether_training_was_equal(tmp_path):
+    runs = [open_run(tmp_path)]
+    equal = run_demo.comparison(runs, [result(), result()])
+    assert "the same number of epochs: 30.06 epochs (469 steps) of nuclei_mini_train" in equal
+    unequal = run_demo.comparison(runs, [result(), result(epochs=12.0, iterations=188)])
+    assert "NOT" in unequal
+    assert "12 epochs (188 steps)" in unequal
+
+
+def test_a_finished_run_is_kept_until_its_configuration_changes(tmp_path, capsys):
+    run = open_run(tmp_path)
+    assert not run.finished
+    assert run.planned_seconds == run_demo.ISDA.planned_seconds
+    run.seconds, run.finished = 12.0, True
+    run.save()
+    run.weights.touch()
+    again = open_run(tmp_path)
+    assert again.finished
+    assert (again.seconds, again.planned_seconds) == (12.0, 0.0)
+    changed = open_run(tmp_path, ["SOLVER.BASE_LR", "0.1"])
+    assert not changed.finished
+    assert not changed.weights.exists()
+    assert "anew: its configuration or data changed" in capsys.readouterr().out
+
+
+def test_fresh_forgets_and_foreign_folders_are_left_alone(tmp_path):
+    run = open_run(tmp_path)
+    run.finished = True
+    run.save()
+    run.weights.touch()
+    assert not open_run(tmp_path, fresh=True).finished
+    (run.folder / run_demo.STATE_FILE).unlink()
+    (run.folder / "thesis.tex").touch()
+    with pytest.raises(run_demo.DemoError, match="files that this demo did not write"):
+        open_run(tmp_path, fresh=True)
+    assert (run.folder / "thesis.tex").exists()
+
+
+TRAINING = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[-1])
+(folder / "arguments.json").write_text(json.dumps(sys.argv[1:]))
+print("reading data", flush=True)
+print({line!r}, flush=True)
+{ending}
+"""
+
+
+def fake_training(tmp_path, monkeypatch, ending):
+    """A checkout whose train_net.py says a line and ends as told."""
+    text = TRAINING.format(line=training_line(19, 7.5, 0.5).strip(), ending=ending)
+    (tmp_path / "train_net.py").write_text(text)
+    run = open_run(tmp_path / "output")
+    monkeypatch.setattr(run_demo, "ROOT", tmp_path)
+    stream = io.StringIO()
+    progress = demo_progress.Progress({"isda": 100.0}, stream, interval=0)
+    return run, progress, stream
+
+
+def test_training_is_started_as_a_user_would(tmp_path, monkeypatch):
+    ending = '(folder / "model_final.pth").touch()'
+    run, progress, stream = fake_training(tmp_path, monkeypatch, ending)
+    run_demo.train(run, progress)
+    expected = ["--config-file", "configs/nuclei/isda_tiny.yaml", "OUTPUT_DIR", "output/isda"]
+    assert json.loads((run.folder / "arguments.json").read_text()) == expected
+    assert f"train_net.py {' '.join(expected)}" in stream.getvalue()
+    assert "iteration 20/" in stream.getvalue()
+    assert "reading data" not in stream.getvalue()
+    assert "reading data" in (run.folder / run_demo.CONSOLE_FILE).read_text()
+    assert open_run(tmp_path / "output").finished
+
+
+def test_an_interrupted_training_is_resumed(tmp_path, monkeypatch):
+    ending = '(folder / "model_final.pth").touch()'
+    run, progress, _ = fake_training(tmp_path, monkeypatch, ending)
+    (run.folder / "last_checkpoint").touch()
+    run.seconds = 1000.0
+    run_demo.train(run, progress)
+    assert "--resume" in json.loads((run.folder / "arguments.json").read_text())
+    assert run.seconds > 1000
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ('sys.exit("disk full")', "ended with exit code 1"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "was killed by signal 9 (the system may have run",
+        ),
+        ("pass", "ended without writing model_final.pth"),
+    ],
+)
+def test_a_failed_training_is_told_with_the_end_of_its_console(
+    tmp_path, monkeypatch, ending, reason
+):
+    run, progress, _ = fake_training(tmp_path, monkeypatch, ending)
+    with pytest.raises(run_demo.DemoError) as error:
+        run_demo.train(run, progress)
+    message = str(error.value)
+    assert f"training ISDA {reason}" in message
+    assert "    reading data" in message
+    assert "output/isda/console.log" in message
+    assert "--fresh" in message
+    assert not open_run(tmp_path / "output").finished
+
+
+def test_results_come_from_the_last_evaluation(tmp_path):
+    run = open_run(tmp_path)
+    metrics = run.folder / "metrics.json"
+    aps = {"segm/AP50": 2.0, "segm/AP75": 3.0, "bbox/AP": 4.0}
+    records = [{"iteration": 9, "segm/AP": 1.0, **aps}, {"iteration": 19, "segm/AP": 5.0, **aps}]
+    metrics.write_text("".join(json.dumps(r) + "\n" for r in [*records, {"iteration": 20}]))
+    run.seconds = 90.0
+    row = run_demo.result_of(run, 1000)
+    assert (row.mask_ap, row.box_ap, row.minutes, row.parameters) == (5.0, 4.0, 1.5, 1000)
+    assert row.epochs == pytest.approx(run.cfg.SOLVER.EPOCHS, abs=0.1)
+    metrics.write_text('{"iteration": 1}\n')
+    with pytest.raises(run_demo.DemoError, match="holds no mask AP"):
+        run_demo.result_of(run, 1000)
+
+
+def test_pictures_are_spread_over_the_brightness(tmp_path):
+    records = []
+    for value in (200, 10, 150, 60, 100, 250):
+        path = tmp_path / f"{value}.png"
+        cv2.imwrite(str(path), np.full((4, 4, 3), value, np.uint8))
+        records.append({"file_name": str(path), "value": value})
+    assert [record["value"] for record in run_demo.diverse(records, 3)] == [60, 150, 250]
+    assert len(run_demo.diverse(records, 50)) == 6
+
+
+SMALL = [
+    *("DATASETS.TRAIN", "('shapes_tiny8_train',)", "DATASETS.TEST", "('shapes_tiny8_train',)"),
+    *("SOLVER.EPOCHS", "1", "SOLVER.STEP_EPOCHS", "()", "SOLVER.IMS_PER_BATCH", "4"),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "TEST.EVAL_EPOCHS", "0"),
+    *("DATALOADER.NUM_WORKERS", "0", "MODEL.ISDA.NUM_QUERIES", "10"),
+]
+
+
+@pytest.mark.slow
+def test_the_demo_from_end_to_end_and_again(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "run_demo.py"), "--skip-mask-rcnn"]
+    command += ["--output", str(tmp_path / "demo"), *SMALL]
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(tmp_path / "datasets"),
+        "PYTHONPATH": str(ROOT / "projects"),
+    }
+    first = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stderr == ""  # nothing that a newcomer cannot act on
+    assert "train_net.py --config-file configs/nuclei/isda_tiny.yaml" in first.stdout
+    assert "| ISDA " in first.stdout
+    for name in ("data_nuclei_mini_train.png", "predictions.png", "curves.png", "results.md"):
+        assert (tmp_path / "demo" / name).stat().st_size > 100
+    assert len(list((tmp_path / "demo" / "pictures").iterdir())) == run_demo.NUM_PICTURES
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert "Training ISDA: finished before" in again.stdout
+    assert again.stdout.splitlines()[-5:] == first.stdout.splitlines()[-5:]
