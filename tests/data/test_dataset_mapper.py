@@ -557,7 +557,8 @@ def test_the_sentence_survives_a_loader_process(file_name, change):
     with pytest.raises(ImageError) as there:
         list(torch.utils.data.DataLoader(OneImage(record), num_workers=1, collate_fn=list))
     assert str(here.value) in str(there.value)
-    assert record["file_name"] in str(there.value)
+    assert here.value.sentence == there.value.sentence == str(here.value)
+    assert record["file_name"] in there.value.sentence
 
 
 @pytest.mark.parametrize("to_polygons", [False, True])

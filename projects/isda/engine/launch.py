@@ -40,8 +40,10 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             _launch_on_cpus(main, args)
         else:
             main(args)
-    except (ConfigError, DatasetError) as error:
+    except ConfigError as error:
         sys.exit(f"error: {error}")
+    except DatasetError as error:
+        sys.exit(f"error: {error.sentence}")
     except KeyboardInterrupt:
         sys.exit("interrupted; --resume continues from the last checkpoint")
 
