@@ -16,7 +16,7 @@ MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--a
 .PHONY: help env demo test lint lock
 
 help:
-	@echo "make env    the environment, once: .venv with everything pinned (5.5 GB)"
+	@echo "make env    the environment, once: .venv with everything pinned (6.4 GB)"
 	@echo "make demo   train, evaluate and draw on real photographs, within minutes"
 	@echo "make test   all tests; ARGS='tests/ops -k name' chooses some"
 	@echo "make lint   style of the code"

@@ -9,7 +9,7 @@ from pathlib import Path
 from environment import SetupError
 
 OLDEST, NEWEST = (3, 10), (3, 13)
-DISK_GB = 6.5  # 5.5 GB of packages, and the largest wheel while it is unpacked
+DISK_GB = 7.5  # 6.4 GB of packages, and the largest wheel while it is unpacked
 QUIET = subprocess.DEVNULL
 COMPILERS = ("c++", "g++", "clang++", "cl")
 

@@ -102,6 +102,10 @@ def retag(wheel: Path, folder: Path) -> Path:
             content = source.read(name)
             if name == f"{DIST_INFO}/WHEEL":
                 content = _pure_tags(content)
+            if name == f"{DIST_INFO}/METADATA":
+                # Its Python runs with NumPy 2 as well, the only one there is for Python 3.13;
+                # what does not is `_C`, left out here.
+                content = content.replace(b"Requires-Dist: numpy<2\n", b"Requires-Dist: numpy\n")
             archive.writestr(name, content)
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest())
             record.append(f"{name},sha256={digest.decode().rstrip('=')},{len(content)}\n")

@@ -34,7 +34,7 @@ def explain(text: str, log: Path) -> str:
             f"pip's cache or choose another index (details: {log})."
         )
     if re.search(r"No space left on device|not enough space", text, re.IGNORECASE):
-        return f"the disk is full: the environment needs 5.5 GB (details: {log})."
+        return f"the disk is full: the environment needs 7.5 GB (details: {log})."
     if re.search(UNREACHABLE, text):
         return (
             "the package index cannot be reached: check the network, the proxy and "
@@ -102,7 +102,8 @@ def run_pip(python: Path, arguments: list, log: Path, progress: "Progress | None
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         start = file.tell()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        quiet = {"stdout": file, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, close_fds=False, **quiet)  # keeps state.exclusive
         try:
             _follow(process, log, start, progress)
         except BaseException:  # an interrupt: nothing may go on writing behind our back

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,8 +57,12 @@ def start_over(venv: Path) -> None:
 
 @contextmanager
 def exclusive(path: Path, waiting: str):
-    """Hold a lock that ends with the process, however it ends; print `waiting` if it is taken."""
+    """Hold a lock that ends with the process, however it ends; print `waiting` if it is taken.
+
+    The lock is inherited by pip, which may outlive a killed `make env` and still write.
+    """
     with path.open("a") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             _lock(file, wait=False)
         except OSError:

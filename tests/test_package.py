@@ -1,0 +1,61 @@
+"""What importing the package does, each time in a fresh interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECTS = Path(__file__).resolve().parent.parent / "projects"
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    environ = {**os.environ, "PYTHONPATH": str(PROJECTS)}
+    environ.pop("PYTHONWARNINGS", None)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_the_operator_needs_neither_detectron2_nor_models():
+    result = run(
+        "import sys, isda.ops, isda.layers\n"
+        "foreign = ('detectron2', 'fvcore', 'isda.modeling', 'isda.meta_arch', 'isda.config')\n"
+        "print([name for name in foreign if name in sys.modules])"
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_asking_for_the_config_registers_everything_in_silence():
+    result = run(
+        "from isda import add_isda_config\n"
+        "from detectron2 import model_zoo\n"
+        "from detectron2.data import DatasetCatalog\n"
+        "from detectron2.modeling import META_ARCH_REGISTRY\n"
+        "print('ISDA' in META_ARCH_REGISTRY, 'shapes_train' in DatasetCatalog.list())"
+    )
+    assert result.stdout == "True True\n"
+    assert result.stderr == ""
+
+
+def test_other_warnings_are_shown():
+    result = run(
+        "import warnings, isda\n"
+        "warnings.warn('pkg_resources is deprecated as an API, here', UserWarning)\n"
+        "warnings.warn('mine', FutureWarning)"
+    )
+    assert "UserWarning: pkg_resources" in result.stderr
+    assert "FutureWarning: mine" in result.stderr
+
+
+def test_missing_detectron2_is_one_sentence():
+    result = run("import sys; sys.modules['detectron2'] = None\nfrom isda import add_isda_config")
+    last = result.stderr.splitlines()[-1]
+    assert last == "ImportError: isda needs Detectron2: docs/INSTALL.md says how it is installed"
+
+
+def test_unknown_attribute():
+    import isda
+
+    with pytest.raises(AttributeError, match="module 'isda' has no attribute 'add_isdn_config'"):
+        _ = isda.add_isdn_config
