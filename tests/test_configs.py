@@ -207,10 +207,8 @@ def test_every_key_is_read():
     cfg = get_cfg()
     before = set(flat_keys(cfg))
     add_isda_config(cfg)
-    added = {key.rpartition(".")[2] for key in flat_keys(cfg)} - {
-        key.rpartition(".")[2] for key in before
-    }
+    added = {key.rpartition(".")[2] for key in set(flat_keys(cfg)) - before}
     sources = [p.read_text() for p in PACKAGE.rglob("*.py") if p.name != "config.py"]
-    code = "\n".join(sources)
-    # Read means as an attribute: a key in an error message is no use.
-    assert [key for key in sorted(added) if not re.search(rf"\w\.{key}\b(?!\w)", code)] == []
+    code = re.sub(r'"[^"\n]*"', "", "\n".join(sources))  # naming a key in a message is no use
+    assert len(added) > 40
+    assert [key for key in sorted(added) if not re.search(rf"\.{key}\b", code)] == []
