@@ -27,7 +27,7 @@ def config(**keys):
 
 def augment(augmentations, height, width):
     """The size after augmentation, and the elementary transforms that were applied."""
-    augmented = T.AugInput(np.zeros((height, width, 3), np.uint8))
+    augmented = T.AugInput(np.zeros((height, width), np.uint8))
     transforms = T.AugmentationList(augmentations)(augmented)
     return augmented.image.shape[:2], flatten(transforms)
 
