@@ -10,7 +10,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 from pycocotools.coco import COCO
 

@@ -76,7 +76,7 @@ class ShapesParameters:
         if not 1 <= self.instances[0] <= self.instances[1]:
             raise ValueError(f"instances must be 1 <= fewest <= most, got {self.instances}")
         smallest, largest = self.diameters
-        if not 2 * _MIN_RADIUS <= smallest * min(self.size) or not smallest <= largest <= 1:
+        if smallest * min(self.size) < 2 * _MIN_RADIUS or not smallest <= largest <= 1:
             raise ValueError(
                 "diameters must be smallest <= largest <= 1 of the shorter side, and "
                 f"{2 * _MIN_RADIUS:g} pixels at least, got {self.diameters}"
