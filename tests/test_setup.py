@@ -380,6 +380,26 @@ def test_foreign_environment_is_left_alone(steps, tmp_path):
     assert (tmp_path / ".venv/precious").exists()
 
 
+def test_removal_waits_for_a_straggler(tmp_path, monkeypatch):
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    (folder / "late").write_text("")
+    remove, calls = shutil.rmtree, []
+
+    def busy_once(path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError("Directory not empty")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy_once)
+    state._remove(folder, pause=0)
+    assert not folder.exists()
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(SetupError, match=r"lib cannot be removed \(no\): delete it"):
+        state._remove(folder, tries=2, pause=0)
+
+
 def test_record_that_was_half_written_counts_as_none(tmp_path):
     (tmp_path / state.RECORD).write_text('{"dependencies": "ab')
     assert state.read(tmp_path) == {}

@@ -40,7 +40,7 @@ def main() -> int:
         if other:
             return hand_over(other)
         make_env()
-    except SetupError as error:
+    except (SetupError, OSError) as error:  # of the system: a full disk, a forbidden folder
         print(f"make env: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -154,7 +154,8 @@ def imports_detectron2(python: str) -> bool:
 def create_venv(inherit: bool) -> None:
     command = [sys.executable, "-m", "venv", str(VENV)]
     with LOG.open("a", encoding="utf-8") as log:
-        if subprocess.call(command, stdout=log, stderr=subprocess.STDOUT):
+        quiet = {"stdout": log, "stderr": subprocess.STDOUT, "close_fds": False}  # as in run_pip
+        if subprocess.call(command, **quiet):
             raise SetupError(f"`{' '.join(command)}` failed (details: {LOG}).")
     if inherit:
         # --system-site-packages would not do: where the interpreter is itself one of a virtual

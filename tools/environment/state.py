@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,11 +49,23 @@ def start_over(venv: Path) -> None:
         # The record goes last, so that a removal that is interrupted can be taken up again.
         for entry in venv.iterdir():
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(str(entry))
+                _remove(entry)
             elif entry.name != RECORD:
                 entry.unlink()
     venv.mkdir(parents=True, exist_ok=True)
     write(venv)
+
+
+def _remove(folder: Path, tries: int = 5, pause: float = 2.0) -> None:
+    """Remove a folder in which a child of an interrupted `make env` may still be writing."""
+    for left in reversed(range(tries)):
+        try:
+            shutil.rmtree(str(folder))
+            break
+        except OSError as error:
+            if not left:
+                raise SetupError(f"{folder} cannot be removed ({error}): delete it.") from error
+            time.sleep(pause)
 
 
 @contextmanager
