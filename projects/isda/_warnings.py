@@ -14,6 +14,7 @@ IGNORED = (
     ("pkg_resources is deprecated as an API", UserWarning, "detectron2.model_zoo.model_zoo"),
     ("`torch.jit.script` is deprecated", FutureWarning, "torch.jit._script"),
     ("torch.meshgrid: in an upcoming release", UserWarning, "torch.functional"),
+    ("`broadcast_buffers` is deprecated", FutureWarning, "detectron2.engine.defaults"),
 )
 # (start of the message, logger): what PyTorch logs instead of warning.
 IGNORED_LOGS = (("is_fx_tracing will return true for both", "torch.fx._symbolic_trace"),)

@@ -1,3 +1,4 @@
+import logging
 import sys
 from pathlib import Path
 
@@ -14,3 +15,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """Starting a training takes the loggers away from pytest."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "isda")]
+    states = [(logger.propagate, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (propagate, level, handlers) in zip(loggers, states, strict=True):
+        logger.propagate, logger.handlers = propagate, handlers
+        logger.setLevel(level)

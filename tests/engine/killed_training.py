@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from detectron2.utils.env import seed_all_rng
-from toys import toy_config, toy_data
+from toys import register_toy_data, toy_config
 
 from isda.engine.trainer import Trainer
 
@@ -27,7 +27,7 @@ class DyingTrainer(Trainer):
 if __name__ == "__main__":
     output_dir, data_dir, last_iter, *overrides = sys.argv[1:]
     torch.set_num_threads(1)
-    toy_data(Path(data_dir))
+    register_toy_data(Path(data_dir))
     cfg = toy_config(output_dir, *overrides)
     seed_all_rng(cfg.SEED)
     trainer = DyingTrainer(cfg)

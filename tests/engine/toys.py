@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
@@ -88,10 +88,21 @@ def toy_config(output_dir, *overrides) -> CfgNode:
     return cfg
 
 
-def toy_data(folder: Path, name="toy", file_names=None, sizes=((48, 64), (64, 48))) -> None:
-    """Register images of one rectangle each, the first one without any instance."""
+def toy_data(folder: Path, name="toy", **content) -> None:
+    """Write and register a data set, instead of an earlier one of this name."""
+    write_toy_data(folder, name, **content)
+    register_toy_data(folder, name)
+
+
+def register_toy_data(folder: Path, name="toy") -> None:
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
+    register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
+
+
+def write_toy_data(folder: Path, name, file_names=None, sizes=((48, 64), (64, 48))) -> None:
+    """Images of one rectangle each, the first one without any instance."""
     file_names = file_names or [f"image_{i}.png" for i in range(5)]
     rng = np.random.default_rng(0)
     images, annotations = [], []
@@ -118,9 +129,24 @@ def toy_data(folder: Path, name="toy", file_names=None, sizes=((48, 64), (64, 48
     categories = [{"id": 1, "name": "odd"}, {"id": 2, "name": "even"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / f"{name}.json").write_text(json.dumps(content))
-    register_coco_instances(name, {}, str(folder / f"{name}.json"), str(folder))
 
 
 def same_weights(first: dict, second: dict) -> bool:
     """Equal to the last bit."""
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def same_size_config(output_dir, *overrides) -> CfgNode:
+    """Without anything that couples the images of a batch or draws random numbers.
+
+    Images of one size need no padding, there is neither batch normalisation nor dropout; SGD is
+    linear in the gradient, where AdamW would turn the smallest difference into a whole step.
+    """
+    return toy_config(
+        output_dir,
+        *("MODEL.RESNETS.NORM", "", "MODEL.ISDA.DROPOUT", 0.0),
+        *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 64),
+        *("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.01, "SOLVER.MAX_ITER", 3),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
+        *overrides,
+    )

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from isda.checkpoint import Checkpointer
-from isda.engine.setup import resolve_classes, uses_cuda
+from isda.data.classes import class_names_of
+from isda.engine.setup import uses_cuda
 
 __all__ = ["Predictor", "confident"]
 
@@ -38,11 +39,9 @@ class Predictor:
             )
         if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
             cfg.MODEL.DEVICE = "cpu"
-        resolve_classes(cfg)
-        names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-        self.class_names: list[str] | None = None
-        if names:
-            self.class_names = MetadataCatalog.get(names[0]).get("thing_classes", None)
+        self.class_names = _class_names(cfg)
+        if cfg.MODEL.ISDA.NUM_CLASSES == 0:
+            cfg.MODEL.ISDA.NUM_CLASSES = len(self.class_names or ())
         self.model = build_model(cfg).eval()
         min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
         checkpointer = Checkpointer if min_matched == 0 else _WholeModelCheckpointer
@@ -67,6 +66,24 @@ class Predictor:
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
         (output,) = self.model([{"image": tensor, "height": height, "width": width}])
         return output["instances"].to("cpu")
+
+
+def _class_names(cfg: CfgNode) -> list[str] | None:
+    """Of the first data set that this program knows; None if it knows none.
+
+    Raises:
+        ValueError: the number of classes would have to come from a data set that it does not know.
+    """
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = [name for name in names if name in DatasetCatalog]
+    if known:
+        return class_names_of(known[0])
+    if cfg.MODEL.META_ARCHITECTURE == "ISDA" and cfg.MODEL.ISDA.NUM_CLASSES == 0:
+        raise ValueError(
+            f"the number of classes is not known: none of the data sets "
+            f"({', '.join(names)}) is registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"
+        )
+    return None
 
 
 class _WholeModelCheckpointer(Checkpointer):

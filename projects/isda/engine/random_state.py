@@ -11,19 +11,19 @@ __all__ = ["preserved_random_state", "random_state", "seed_cpu", "set_random_sta
 
 
 def random_state() -> dict:
-    """States of Python's, NumPy's and PyTorch's generators, as plain values and tensors.
+    """States of Python's, NumPy's and PyTorch's generators, as tuples and lists of numbers.
 
-    So ``torch.load`` reads it back without unpickling arbitrary objects. The current CUDA device
-    is included where CUDA is in use.
+    So processes can exchange it, and ``torch.load`` needs no trust to read it. The current CUDA
+    device is included where CUDA is in use.
     """
     name, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.copy()), *rest),
-        "torch": torch.get_rng_state(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state().tolist(),
     }
     if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
+        state["cuda"] = torch.cuda.get_rng_state().tolist()
     return state
 
 
@@ -31,10 +31,10 @@ def set_random_state(state: dict) -> None:
     """Continue where ``random_state`` was taken."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy(), *rest))
-    torch.set_rng_state(state["torch"])
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
 
 
 @contextmanager

@@ -5,18 +5,19 @@ import difflib
 import logging
 import os
 from ast import literal_eval
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from isda import add_isda_config
+from isda.data.checks import check_datasets
+from isda.data.classes import check_num_classes, num_classes_of
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
@@ -36,6 +37,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: a key, a value, or a combination of values is wrong.
+        DatasetError: a data set is not registered, or cannot be used as it is.
     """
     cfg = load_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
@@ -45,10 +47,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     cfg.defrost()
     check_config(cfg, comm.get_world_size())
-    resolve_classes(cfg)
+    train_names = () if args.eval_only else cfg.DATASETS.TRAIN
+    resolve_classes(cfg, (*train_names, *cfg.DATASETS.TEST))
     cfg.SEED = _resolve_seed(cfg, args.resume)
     cfg.freeze()
     default_setup(cfg, args)
+    if comm.is_main_process():
+        check_datasets(train_names, cfg.DATASETS.TEST)
+    comm.synchronize()
     return cfg
 
 
@@ -73,12 +79,17 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
 
 def _read_yaml(config_file: str) -> dict:
     try:
-        return CfgNode.load_yaml_with_base(config_file, allow_unsafe=False) or {}
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
     except FileNotFoundError as error:
         missing = error.filename or config_file
         raise ConfigError(f"config file {missing} does not exist") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {config_file} is not valid YAML: {error}") from error
+    except TypeError as error:  # Detectron2 looks for _BASE_ in whatever the file holds
+        raise ConfigError(f"config file {config_file} holds no keys") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {config_file} holds no keys")
+    return content
 
 
 def _flatten(nested: dict, prefix: str = "") -> list[tuple[str, Any]]:
@@ -135,13 +146,22 @@ def _suggestion(key: str, known: dict[str, Any]) -> str:
     return f"; did you mean {', '.join(matches[:3])}?" if matches else ""
 
 
-def resolve_classes(cfg: CfgNode) -> None:
-    """Take the number of classes from the training data's metadata."""
-    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in DatasetCatalog]
-    if names and cfg.MODEL.ISDA.NUM_CLASSES == 0:
-        if "thing_classes" not in MetadataCatalog.get(names[0]).as_dict():
-            DatasetCatalog.get(names[0])  # Detectron2's COCO loader fills in the metadata
-        cfg.MODEL.ISDA.NUM_CLASSES = len(MetadataCatalog.get(names[0]).thing_classes)
+def resolve_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
+    """Take the number of classes from the first data set, if left open, and compare with all.
+
+    Raises:
+        DatasetError: a data set is not registered, or has another number of classes.
+    """
+    if not dataset_names:
+        return
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        check_num_classes(
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES, dataset_names, "MODEL.ROI_HEADS.NUM_CLASSES"
+        )
+        return
+    if cfg.MODEL.ISDA.NUM_CLASSES == 0:
+        cfg.MODEL.ISDA.NUM_CLASSES = num_classes_of(dataset_names[0])
+    check_num_classes(cfg.MODEL.ISDA.NUM_CLASSES, dataset_names, "MODEL.ISDA.NUM_CLASSES")
 
 
 def _resolve_seed(cfg: CfgNode, resume: bool) -> int:
@@ -277,7 +297,6 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         if not holds(values[key]):
             raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
     _check_combinations(cfg, world_size)
-    _check_datasets(cfg)
 
 
 def _check_combinations(cfg: CfgNode, world_size: int) -> None:
@@ -304,15 +323,3 @@ def _check_combinations(cfg: CfgNode, world_size: int) -> None:
             f"SOLVER.STEP_EPOCHS must increase and stay below SOLVER.EPOCHS ({solver.EPOCHS:g}), "
             f"got {steps}"
         )
-
-
-def _check_datasets(cfg: CfgNode) -> None:
-    for split in ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[split]:
-            if name not in DatasetCatalog:
-                close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.4)
-                hint = f"; did you mean {', '.join(close)}?" if close else ""
-                raise ConfigError(
-                    f"DATASETS.{split} names '{name}', which is not registered{hint} "
-                    "(register_coco_instances registers a data set of your own)"
-                )

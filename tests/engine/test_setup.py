@@ -1,0 +1,210 @@
+import argparse
+
+import pytest
+import torch
+import yaml
+from toys import toy_config, toy_data
+
+from isda.engine import setup as configuration
+from isda.engine.setup import ConfigError, check_config, load_config, resolve_schedule, setup
+
+
+def write(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_file_command_line_and_base(tmp_path):
+    write(tmp_path / "base.yaml", {"SOLVER": {"BASE_LR": 0.5, "EPOCHS": 12}})
+    file = write(
+        tmp_path / "a.yaml", {"_BASE_": "base.yaml", "MODEL": {"ISDA": {"NUM_QUERIES": 7}}}
+    )
+    cfg = load_config(file, ["SOLVER.BASE_LR", "1", "INPUT.MIN_SIZE_TRAIN", "(64, 96)"])
+    assert cfg.MODEL.ISDA.NUM_QUERIES == 7
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.EPOCHS) == (1.0, 12.0)  # integers given for floats
+    assert type(cfg.SOLVER.BASE_LR) is float
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"MODEL": {"ISDA": {"NUM_QUERY": 7}}},
+            "unknown config key MODEL.ISDA.NUM_QUERY in .*did you mean MODEL.ISDA.NUM_QUERIES",
+        ),
+        ({"NUM_QUERIES": 7}, "unknown config key NUM_QUERIES.*MODEL.ISDA.NUM_QUERIES"),
+        (
+            {"MODEL": {"ISDA": {"NUM_QUERIES": "many"}}},
+            "MODEL.ISDA.NUM_QUERIES in .* must be of type int, as 300; got 'many'",
+        ),
+        ({"MODEL": {"ISDA": 3}}, "unknown config key MODEL.ISDA "),
+    ],
+)
+def test_wrong_keys_and_types_in_a_file(tmp_path, content, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "a.yaml", content))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.BASE_LEARNING_RATE", "1"], "unknown config key SOLVER.BASE_LEARNING_RATE in the"),
+        (["SOLVER.MAX_ITER", "ten"], "SOLVER.MAX_ITER in the command line must be of type int"),
+        (["SOLVER.MAX_ITER", "1", "--num-gpus", "2"], "--num-gpus stands after KEY VALUE pairs"),
+        (["SOLVER.MAX_ITER=1"], "write KEY VALUE with a space, not KEY=VALUE"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
+    ],
+)
+def test_wrong_command_lines(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("", opts)
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(ConfigError, match="config file nowhere.yaml does not exist"):
+        load_config("nowhere.yaml")
+    file = write(tmp_path / "a.yaml", {"_BASE_": "gone.yaml"})
+    with pytest.raises(ConfigError, match="config file .*gone.yaml does not exist"):
+        load_config(file)
+    (tmp_path / "b.yaml").write_text("MODEL: [1, 2")
+    with pytest.raises(ConfigError, match="b.yaml is not valid YAML"):
+        load_config(str(tmp_path / "b.yaml"))
+    (tmp_path / "c.yaml").write_text("just words")
+    with pytest.raises(ConfigError, match="c.yaml holds no keys"):
+        load_config(str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ISDA.NUM_QUERIES", -5, "MODEL.ISDA.NUM_QUERIES must be at least 1, got -5"),
+        ("MODEL.ISDA.MASK_STRIDE", 3, "MODEL.ISDA.MASK_STRIDE must be one of 2, 4, 8, got 3"),
+        ("MODEL.ISDA.HIDDEN_DIM", 100, "MODEL.ISDA.HIDDEN_DIM must be a positive multiple of 32"),
+        ("MODEL.ISDA.NUM_HEADS", 5, r"HIDDEN_DIM \(64\) must be a multiple of .*NUM_HEADS \(5\)"),
+        ("MODEL.ISDA.DROPOUT", 1.0, "MODEL.ISDA.DROPOUT must be at least 0 and below 1"),
+        ("MODEL.ISDA.DECODER_LAYERS", 0, "DECODER_LAYERS must be at least 1"),
+        ("SOLVER.IMS_PER_BATCH", 7, r"IMS_PER_BATCH must be a multiple of 2 \(2 processes"),
+        ("SOLVER.ACCUMULATION", 2, r"multiple of 4 \(2 processes × SOLVER.ACCUMULATION 2\), got 2"),
+        ("SOLVER.ACCUMULATION", 0, "SOLVER.ACCUMULATION must be at least 1"),
+        ("SOLVER.BASE_LR", 0.0, "SOLVER.BASE_LR must be above 0"),
+        ("SOLVER.OPTIMIZER", "adamw", "SOLVER.OPTIMIZER must be one of ADAMW, SGD, got 'adamw'"),
+        ("SOLVER.AMP.DTYPE", "half", "SOLVER.AMP.DTYPE must be one of bfloat16, float16"),
+        ("SOLVER.EMA.DECAY", 1.0, "SOLVER.EMA.DECAY must be between 0 and 1"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all", "CLIP_TYPE must be one of full_model, norm"),
+        ("MODEL.WEIGHTS_MIN_MATCHED", 50.0, "WEIGHTS_MIN_MATCHED must be between 0 and 1"),
+        ("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.ENABLED must be False"),
+    ],
+)
+def test_wrong_values(tmp_path, key, value, message):
+    toy_data(tmp_path)
+    check_config(toy_config(tmp_path), world_size=2)
+    with pytest.raises(ConfigError, match=message):
+        check_config(toy_config(tmp_path, key, value), world_size=2)
+
+
+def test_steps_outside_the_schedule(tmp_path):
+    toy_data(tmp_path)
+    for steps in ((12.0, 4.0), (4.0, 12.0)):
+        cfg = toy_config(tmp_path, "SOLVER.EPOCHS", 12.0, "SOLVER.STEP_EPOCHS", steps)
+        with pytest.raises(ConfigError, match=r"STEP_EPOCHS must increase and stay below .*\(12\)"):
+            check_config(cfg)
+
+
+def test_values_that_only_isda_reads_do_not_matter_to_others(tmp_path):
+    toy_data(tmp_path)
+    overrides = ("MODEL.ISDA.MASK_STRIDE", 3, "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+    check_config(toy_config(tmp_path, *overrides))
+
+
+def schedule(num_images, *overrides):
+    cfg = toy_config("", "SOLVER.EPOCHS", 42.0, "SOLVER.STEP_EPOCHS", (27.0,), *overrides)
+    cfg.TEST.EVAL_EPOCHS, cfg.SOLVER.CHECKPOINT_EPOCHS = 3.0, 0.5
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH = 1.25e-4, 8
+    resolve_schedule(cfg, num_images)
+    return cfg
+
+
+def test_schedule_in_epochs():
+    # COCO train2017 without its 1,021 images without usable annotations.
+    cfg = schedule(117_266, "SOLVER.IMS_PER_BATCH", 8)
+    assert pytest.approx(42 * 117_266 / 8, abs=1) == cfg.SOLVER.MAX_ITER
+    assert (pytest.approx(27 * 117_266 / 8, abs=1),) == cfg.SOLVER.STEPS
+    assert pytest.approx(3 * 117_266 / 8, abs=1) == cfg.TEST.EVAL_PERIOD
+    assert pytest.approx(117_266 / 16, abs=1) == cfg.SOLVER.CHECKPOINT_PERIOD
+    assert cfg.SOLVER.BASE_LR == 1.25e-4
+
+
+def test_one_gpu_changes_one_number():
+    cfg = schedule(8_000, "SOLVER.IMS_PER_BATCH", 2)
+    assert cfg.SOLVER.MAX_ITER == 42 * 4_000
+    assert pytest.approx(1.25e-4 / 4) == cfg.SOLVER.BASE_LR
+
+
+def test_resolving_twice_changes_nothing():
+    cfg = schedule(1000, "SOLVER.IMS_PER_BATCH", 2)
+    again = cfg.clone()
+    resolve_schedule(again, 1000)
+    assert again.dump() == cfg.dump()
+
+
+def test_warm_up_ends_before_training_does(caplog):
+    cfg = schedule(1, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 100)
+    assert cfg.SOLVER.MAX_ITER == 21
+    assert cfg.SOLVER.WARMUP_ITERS == 20
+    assert "WARMUP_ITERS shortened" in caplog.text
+
+
+def test_iterations_stand_where_no_epochs_are_given():
+    cfg = toy_config("", "SOLVER.MAX_ITER", 77, "SOLVER.STEPS", (50,))
+    resolve_schedule(cfg, 1000)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (77, (50,))
+
+
+def arguments(cfg, folder, resume=False):
+    file = folder / "toy.yaml"
+    file.write_text(cfg.dump())
+    return argparse.Namespace(
+        config_file=str(file), opts=[], num_gpus=1, resume=resume, eval_only=False
+    )
+
+
+def test_setup_fills_in_classes_seed_and_device(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(configuration.logger, "warning", warnings.append)
+    toy_data(tmp_path)
+    overrides = ("MODEL.ISDA.NUM_CLASSES", 0, "SEED", -1, "MODEL.DEVICE", "cuda")
+    args = arguments(toy_config(tmp_path / "out", *overrides), tmp_path)
+    cfg = setup(args)
+    assert cfg.MODEL.ISDA.NUM_CLASSES == 2
+    assert cfg.SEED >= 0
+    if not torch.cuda.is_available():
+        assert cfg.MODEL.DEVICE == "cpu"
+        assert warnings == ["MODEL.DEVICE is cpu: no CUDA device can be used"]
+    args.resume = True
+    assert setup(args).SEED == cfg.SEED  # from OUTPUT_DIR/config.yaml
+
+
+def test_a_head_that_disagrees_with_the_data(tmp_path):
+    toy_data(tmp_path)
+    args = arguments(toy_config(tmp_path / "out", "MODEL.ISDA.NUM_CLASSES", 80), tmp_path)
+    with pytest.raises(ValueError, match="MODEL.ISDA.NUM_CLASSES"):
+        setup(args)
+    overrides = ("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.ROI_HEADS.NUM_CLASSES", 80)
+    args = arguments(toy_config(tmp_path / "out", *overrides), tmp_path)
+    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.NUM_CLASSES"):
+        setup(args)
+
+
+def test_annotations_are_checked_before_training(tmp_path):
+    toy_data(tmp_path, file_names=["image_0.png", "image_1.png"])
+    (tmp_path / "image_1.png").unlink()
+    with pytest.raises(ValueError, match="image_1.png"):
+        setup(arguments(toy_config(tmp_path / "out"), tmp_path))
+
+
+def test_an_unknown_data_set(tmp_path):
+    toy_data(tmp_path)
+    args = arguments(toy_config(tmp_path / "out", "DATASETS.TEST", ("toyy",)), tmp_path)
+    with pytest.raises(ValueError, match="'toyy'.*did you mean toy"):
+        setup(args)

@@ -1,0 +1,57 @@
+"""One of two processes, started as torchrun starts them; what came out goes to a file per rank.
+
+Arguments: output folder, data folder.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from toys import register_toy_data, same_size_config
+
+from isda.engine.launch import argument_parser, run
+from isda.engine.trainer import Trainer
+
+OVERRIDES = ("MODEL.DEVICE", "cpu")  # read by the launcher: gloo
+
+
+def train(cfg):
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return trainer
+
+
+def main(args):
+    torch.set_num_threads(1)
+    output, data = Path(os.environ["TOY_OUTPUT"]), Path(os.environ["TOY_DATA"])
+    register_toy_data(data)
+    register_toy_data(data, "poisoned")
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("isda.engine.steps").addHandler(handler)
+
+    trained = train(same_size_config(output / "two"))
+    poisoned = same_size_config(
+        output / "poisoned",
+        *("MODEL.META_ARCHITECTURE", "PoisonedISDA", "DATASETS.TRAIN", ("poisoned",)),
+        *("DATASETS.TEST", (), "SOLVER.MAX_ITER", 2),
+    )
+    skipped = train(poisoned)
+    result = {
+        "weights": trained.checkpointer.model.state_dict(),
+        "poisoned": skipped.checkpointer.model.state_dict(),
+        "messages": messages,
+    }
+    torch.save(result, output / f"rank{comm.get_rank()}.pth")
+
+
+if __name__ == "__main__":
+    os.environ["TOY_OUTPUT"], os.environ["TOY_DATA"] = sys.argv[1:]
+    run(main, argument_parser().parse_args(list(OVERRIDES)))
