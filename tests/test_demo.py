@@ -10,12 +10,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import GenericMask
 from torch import nn
 
 import demo_progress
 import run_demo
+import visualize_data
+import visualize_json_results
 from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config
 
@@ -98,6 +102,14 @@ def test_predictor_refuses_weights_that_leave_a_part_untrained(tmp_path):
     Predictor(cfg)
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        Predictor(cfg)
+
+
+def test_predictor_without_known_classes_says_what_to_do(tmp_path):
+    cfg = probe_config(tmp_path)
+    cfg.MODEL.META_ARCHITECTURE = "ISDA"
+    cfg.DATASETS.TEST = ("mine_val",)
+    with pytest.raises(ValueError, match=r"\(mine_val\) is registered here; give the config.yaml"):
         Predictor(cfg)
 
 
@@ -303,6 +315,7 @@ def test_comparison_states_whether_training_was_equal(tmp_path):
     runs = [open_run(tmp_path)]
     equal = run_demo.comparison(runs, [result(), result()])
     assert "the same number of epochs: 30.06 epochs (469 steps) of nuclei_mini_train" in equal
+    assert "nuclei_mini_val, which training did not see" in equal
     unequal = run_demo.comparison(runs, [result(), result(epochs=12.0, iterations=188)])
     assert "NOT" in unequal
     assert "12 epochs (188 steps)" in unequal
@@ -429,6 +442,53 @@ def test_pictures_are_spread_over_the_brightness(tmp_path):
         records.append({"file_name": str(path), "value": value})
     assert [record["value"] for record in run_demo.diverse(records, 3)] == [60, 150, 250]
     assert len(run_demo.diverse(records, 50)) == 6
+
+
+OVERFIT = ROOT / "configs" / "shapes" / "isda_overfit8.yaml"
+
+
+@pytest.mark.parametrize("source", ["annotation", "dataloader"])
+def test_visualize_data_draws_the_instances(tmp_path, monkeypatch, source):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    arguments = ["--source", source, "--config-file", str(OVERFIT), "--limit", "5", "--no-labels"]
+    arguments += ["--output-dir", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "0"]
+    assert visualize_data.main(arguments) == 0
+    pictures = sorted((tmp_path / "out").iterdir())
+    assert len(pictures) == 5
+    for path in pictures:
+        number = path.stem.split("_")[1]
+        original = cv2.imread(
+            str(tmp_path / "shapes" / "shapes_tiny8_train/images" / f"{number}.png")
+        )
+        drawn = cv2.imread(str(path))
+        assert drawn.shape == original.shape
+        changed = (drawn != original).any(axis=2).mean()
+        assert 0.02 < changed < 0.9  # the instances, and nothing else
+
+
+def test_json_results_are_drawn_above_the_threshold(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    records = DatasetCatalog.get("shapes_tiny8_train")
+    annotation = records[0]["annotations"][0]
+    prediction = {"image_id": records[0]["image_id"], "category_id": 1, "score": 0.6}
+    prediction["segmentation"] = annotation["segmentation"]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps([prediction, prediction | {"score": 0.2}]))
+    arguments = ["--input", str(file), "--output", str(tmp_path / "out")]
+    arguments += ["--dataset", "shapes_tiny8_train", "--no-labels"]
+    assert visualize_json_results.main(arguments) == 0
+    drawn = cv2.imread(str(tmp_path / "out" / f"{Path(records[0]['file_name']).stem}.png"))
+    original = cv2.imread(records[0]["file_name"])
+    panel = drawn[30 : 30 + 128, 6 : 6 + 128]
+    mask = GenericMask(annotation["segmentation"], 128, 128).mask.astype(bool)
+    assert (panel != original).any(axis=2)[mask].mean() > 0.9
+    assert len(visualize_json_results.read_predictions(str(file), 0.5)[prediction["image_id"]]) == 1
+    file.write_text(json.dumps([prediction | {"category_id": 77}]))
+    assert visualize_json_results.main([*arguments[:-1]]) == 1
+    assert "category ids that shapes_tiny8_train lacks, such as 77" in capsys.readouterr().err
+    file.write_text('{"images": []}')
+    assert visualize_json_results.main(arguments) == 1
+    assert "not a list of predictions in COCO's format" in capsys.readouterr().err
 
 
 SMALL = [

@@ -93,7 +93,7 @@ def test_colors_of_neighbours_differ_and_repeat_at_every_call():
 
 def test_labels_have_name_and_score():
     assert class_labels([1, 0], ["cat", "dog"], [0.934, 0.5]) == ["dog 93%", "cat 50%"]
-    assert class_labels([2], None) == ["class 2"]
+    assert class_labels([2], None) == class_labels([2], ["cat", "dog"]) == ["class 2"]
 
 
 def test_predictions_are_drawn_with_and_without_labels(image, masks):

@@ -332,13 +332,15 @@ def comparison(runs: Sequence[Run], results: Sequence[Result]) -> str:
     if len(results) == 1:
         trained = "Trained"
     elif len(lengths) == 1:
-        trained = "Both were trained with the same images, for the same number of epochs:"
+        trained = "Both were trained for the same number of epochs:"
     else:
         trained = "They were NOT trained equally long:"
     lengths = " and ".join(f"{epochs:.4g} epochs ({steps} steps)" for epochs, steps in lengths)
+    unseen = set(cfg.DATASETS.TRAIN).isdisjoint(cfg.DATASETS.TEST)
     return (
         f"{trained} {lengths} of {train_names}. AP on the {images} images of {test_names}, which "
-        "are not trained on. Minutes are those of the whole command, with its evaluations."
+        f"training {'did not see' if unseen else 'saw'}. Minutes are those of the whole command, "
+        "with its evaluations."
     )
 
 

@@ -5,6 +5,7 @@ python tools/visualize_data.py --source dataloader --config-file CONFIG --output
 """
 
 import argparse
+import importlib
 import itertools
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output-dir", default="visualized")
     parser.add_argument("--limit", type=int, default=50, help="pictures; 0: all (default: 50)")
     parser.add_argument("--no-labels", action="store_true", help="masks alone")
+    parser.add_argument(
+        "--import", dest="module", help="Python module to import first: it registers your data"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
     args = parser.parse_args(arguments)
     if args.source == "dataloader" and args.limit == 0:
@@ -74,6 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     source = annotated if args.source == "annotation" else loaded
     folder, count = Path(args.output_dir), 0
     try:
+        if args.module:
+            sys.path.insert(0, "")  # the working directory, where such a module lies
+            importlib.import_module(args.module)
         cfg = load_config(args.config_file, args.opts)
         cfg.SEED = max(cfg.SEED, 0)  # -1 lets a training choose one; a picture needs none
         pictures = source(cfg, not args.no_labels)
@@ -81,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             # Numbered: the loader repeats images, and folders repeat names.
             write_image(folder / f"{count:05d}_{Path(file_name).stem}.png", image)
             count += 1
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{count} pictures in {folder}")

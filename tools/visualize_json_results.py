@@ -5,6 +5,7 @@
 """
 
 import argparse
+import importlib
 import json
 import sys
 from collections import defaultdict
@@ -35,6 +36,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="registered name of the ground truth")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="default: 0.5")
     parser.add_argument("--no-labels", action="store_true", help="masks alone")
+    parser.add_argument(
+        "--import", dest="module", help="Python module to import first: it registers your data"
+    )
     return parser.parse_args(arguments)
 
 
@@ -111,14 +115,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     folder = Path(args.output)
     try:
+        if args.module:
+            sys.path.insert(0, "")  # the working directory, where such a module lies
+            importlib.import_module(args.module)
         if args.dataset not in DatasetCatalog:
-            raise ValueError(f"--dataset {args.dataset} is not registered")
+            raise ValueError(f"--dataset {args.dataset} is not registered; --import does it")
         predictions = read_predictions(args.input, args.conf_threshold)
         records, metadata = DatasetCatalog.get(args.dataset), MetadataCatalog.get(args.dataset)
         for record in records:
             picture = draw(record, predictions.get(record["image_id"], []), metadata, args)
             write_image(folder / f"{Path(record['file_name']).stem}.png", picture)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{len(records)} pictures in {folder}")

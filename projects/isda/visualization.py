@@ -50,8 +50,9 @@ def instance_colors(count: int) -> list[tuple[float, float, float]]:
 def class_labels(
     classes: Sequence[int], names: Sequence[str] | None, scores: Sequence[float] | None = None
 ) -> list[str]:
-    """One label per instance: its class name (its number without names) and its score."""
-    labels = [names[index] if names else f"class {index}" for index in classes]
+    """One label per instance: its class name (its number where there is none) and its score."""
+    known = dict(enumerate(names or ()))
+    labels = [known.get(index, f"class {index}") for index in classes]
     if scores is None:
         return labels
     return [f"{label} {score:.0%}" for label, score in zip(labels, scores)]

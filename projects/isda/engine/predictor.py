@@ -80,8 +80,8 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
         return class_names_of(known[0])
     if cfg.MODEL.META_ARCHITECTURE == "ISDA" and cfg.MODEL.ISDA.NUM_CLASSES == 0:
         raise ValueError(
-            f"the number of classes is not known: none of the data sets "
-            f"({', '.join(names)}) is registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"
+            f"the number of classes is not known: none of the data sets ({', '.join(names)}) is "
+            "registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"
         )
     return None
 

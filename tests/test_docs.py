@@ -1,0 +1,63 @@
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from isda import add_isda_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *("README.md", "demo/README.md", "tools/README.md"),
+    *("docs/CONFIG.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md"),
+]
+
+
+def flattened(cfg: CfgNode, prefix: str = "") -> dict:
+    values = {}
+    for key, value in cfg.items():
+        nested = isinstance(value, CfgNode)
+        values |= flattened(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
+
+
+def added_keys() -> dict:
+    cfg = get_cfg()
+    theirs = flattened(cfg)
+    add_isda_config(cfg)
+    return {key: value for key, value in flattened(cfg).items() if key not in theirs}
+
+
+def test_every_added_key_is_explained_with_its_default():
+    text = (ROOT / "docs" / "CONFIG.md").read_text()
+    rows = re.findall(r"^\|`([A-Z0-9_.]+)`\|`(.*?)`\|(.+)\|$", text, re.MULTILINE)
+    explained = {key: ast.literal_eval(default) for key, default, _ in rows}
+    assert len(explained) == len(rows)
+    assert explained == added_keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_the_pages_name_exists(page):
+    """Links, config files, and scripts of commands."""
+    path = ROOT / page
+    text = re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text)
+    missing = [link for link in links if not (path.parent / link).exists()]
+    named = re.findall(r"\b(?:configs|tools|demo|projects)/[\w/.-]+\.(?:yaml|py|md)", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
+    # Filled in from a measured run.
+    assert [name for name in missing if not name.startswith("docs/images/")] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_that_the_pages_name_exist(page):
+    cfg = get_cfg()
+    add_isda_config(cfg)
+    known = flattened(cfg)
+    text = (ROOT / page).read_text()
+    named = set(
+        re.findall(r"\b(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+\b", text)
+    )
+    unknown = [n for n in named if n not in known and not any(k.startswith(n + ".") for k in known)]
+    assert unknown == []
