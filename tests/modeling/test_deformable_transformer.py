@@ -276,6 +276,22 @@ def test_reference_points_come_from_the_query_positions():
         torch.testing.assert_close(points, expected)
 
 
+def test_decoder_reads_every_level_within_its_valid_extent():
+    transformer = tiny_transformer()
+    given = []
+    for layer in transformer.decoder:
+        layer.cross_attn.register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
+    decoded = transformer(random_levels(), padding_mask())
+    for points in given:
+        for image in range(len(IMAGES)):
+            for level, (height, width) in enumerate(SIZES):
+                valid_height, valid_width = valid_cells(image, level)
+                ratios = torch.tensor([valid_width / width, valid_height / height])
+                expected = decoded.reference_points[image] * ratios
+                torch.testing.assert_close(points[image, :, level], expected)
+    assert len(given) == 2
+
+
 def test_permuting_the_queries_permutes_the_outputs():
     transformer = tiny_transformer().eval()
     before = transformer(random_levels(), padding_mask())

@@ -72,9 +72,9 @@ def _mask_loss(
     """Dice loss summed over matched pairs: ``(L,)``."""
     kernels = torch.stack([p.kernels for p in predictions]).float()  # (L, B, N, C)
     features = predictions[0].mask_features
-    # Without any pair the loss is a zero that still reaches every parameter: under DDP each
-    # process must take part in every reduction.
-    loss = kernels.new_zeros(len(predictions)) + 0 * (kernels.sum() + features.float().sum())
+    loss = kernels.new_zeros(len(predictions))
+    # Images without any pair take part too: their zero still reaches every parameter, and under
+    # DDP each process must take part in every reduction.
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
         matched = kernels[match.layers, image, match.queries]  # (M, C)
         dice = _dice_of_kernels(matched, features[image], target.masks, match.targets)
