@@ -148,7 +148,7 @@ def test_nuclei_are_what_source_says(split):
         colours += cv2.imread(path, cv2.IMREAD_UNCHANGED).ndim == 3
         for order in ("RGB", "BGR"):
             assert read_image(path, order).shape == (image["height"], image["width"], 3)
-        if image["id"] % 4:
+        if image["id"] % 8:
             continue
         annotations = annotations_of[image["id"]]
         assert 0 < len(annotations) <= 100

@@ -337,7 +337,9 @@ def test_evaluation_by_detectron2_needs_them_in_the_file(tmp_path, content, key)
 
 def test_a_box_that_is_none(tmp_path, content):
     content["annotations"][1]["bbox"] = [5, 5, 0, 3]
-    with pytest.raises(DatasetError, match=r"annotation 2 .* not \[x, y, width, height\]"):
+    with pytest.raises(
+        DatasetError, match=r"annotation 2 .* has a bbox that is not \[x, y, width, height\]"
+    ):
         check(tmp_path, content, evaluated=True)
 
 

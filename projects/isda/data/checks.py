@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.data.catalog import Metadata
 
 from isda.data.classes import check_categories, registered_metadata
 from isda.data.coco_json import check_image_files, read_coco_json
@@ -153,27 +154,31 @@ def check_coco_json(
     """
     content = read_coco_json(json_file, needs_annotations=not evaluated)
     check_image_files(content, json_file, image_root)
-    if not evaluated and not any(not a.get("iscrowd", 0) for a in content["annotations"]):
+    _check_annotations(content, json_file, evaluated)
+
+
+def _check_annotations(content: dict, json_file, evaluated: bool) -> None:
+    if not evaluated and all(a.get("iscrowd", 0) for a in content["annotations"]):
         raise DatasetError(
             f"{json_file}: has no annotation to train on (crowds do not count): is it a test set?"
         )
     counts: Counter[str] = Counter()
     for annotation, image, reason in _with_reasons(content, json_file):
         counts[reason] += 1
-        culprit = reason if reason == _MALFORMED else ""
+        culprit = f"is {reason}" if reason == _MALFORMED else ""
         if evaluated:
             culprit = culprit or _breaks_evaluation(annotation)
         if culprit:
             raise DatasetError(
-                f"{json_file}: {_named(annotation, image)} is {culprit}, which COCO's own code "
-                "does not survive: correct it, or register the data set by "
+                f"{json_file}: {_named(annotation, image)} {culprit}, which COCO's own code does "
+                "not survive: correct it, or register the data set by "
                 "isda.data.register_coco_json, which leaves out or repairs such annotations"
             )
-        if evaluated and annotation["id"] == 0:
-            logger.warning(
-                f"{json_file}: has an annotation with id 0, which COCO's evaluation takes for "
-                "missed, whatever is predicted: count ids from 1"
-            )
+    if evaluated and any(annotation["id"] == 0 for annotation in content["annotations"]):
+        logger.warning(
+            f"{json_file}: has an annotation with id 0, which COCO's evaluation takes for missed, "
+            "whatever is predicted: count ids from 1"
+        )
     del counts[""]
     if counts:
         listed = ", ".join(f"{number} {reason}" for reason, number in counts.items())
@@ -183,13 +188,13 @@ def check_coco_json(
 def _breaks_evaluation(annotation: dict) -> str:
     segmentation = annotation.get("segmentation")
     if not segmentation:
-        return "without segmentation"
+        return "is without segmentation"
     if isinstance(segmentation, list) and _has_short_part(segmentation):
-        return "with a polygon of fewer than 6 numbers"
+        return "has a polygon of fewer than 6 numbers"
     missing = [key for key in _EVALUATED if key not in annotation]
     if missing:
-        return f"without {' and '.join(missing)}"
-    return "" if _is_box(annotation["bbox"]) else "with a bbox that is not [x, y, width, height]"
+        return f"is without {' and '.join(missing)}"
+    return "" if _is_box(annotation["bbox"]) else "has a bbox that is not [x, y, width, height]"
 
 
 def check_datasets(train_names: Iterable[str], test_names: Iterable[str]) -> None:
@@ -207,12 +212,19 @@ def check_datasets(train_names: Iterable[str], test_names: Iterable[str]) -> Non
     for names, evaluated in ((train_names, False), (test_names, True)):
         for name in names:
             metadata = registered_metadata(name)
-            if metadata.get("evaluator_type") != "coco" or (name, evaluated) in checked:
-                continue
-            checked.add((name, evaluated))
-            if metadata.get("json_file") is not None:
-                check_coco_json(metadata.json_file, metadata.image_root, evaluated)
-                check_categories(name)
+            if metadata.get("evaluator_type") == "coco" and (name, evaluated) not in checked:
+                checked.add((name, evaluated))
+                _check_dataset(name, metadata, evaluated)
+
+
+def _check_dataset(name: str, metadata: Metadata, evaluated: bool) -> None:
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        return
+    content = read_coco_json(json_file, needs_annotations=not evaluated)
+    check_categories(name, content["categories"])
+    check_image_files(content, json_file, metadata.image_root)
+    _check_annotations(content, json_file, evaluated)
 
 
 def _named(annotation: dict, image: dict) -> str:

@@ -56,7 +56,7 @@ def class_names_of(dataset_name: str) -> list[str]:
             f"MetadataCatalog.get('{dataset_name}').thing_classes to the list of their names"
         )
     content = read_coco_json(metadata.json_file, needs_annotations=False)
-    return [category["name"] for category in _by_id(content)]
+    return [category["name"] for category in _by_id(content["categories"])]
 
 
 def num_classes_of(dataset_name: str) -> int:
@@ -97,8 +97,8 @@ def check_num_classes(configured: int, dataset_names: Iterable[str], key: str) -
             )
 
 
-def check_categories(dataset_name: str) -> None:
-    """Compares the categories in a data set's annotation file with its metadata.
+def check_categories(dataset_name: str, categories: list[dict]) -> None:
+    """Compares ``categories`` of a data set's annotation file with its metadata.
 
     They differ where a file was put in the place of another data set's, or where ids were set by
     hand: what the model predicts is then evaluated as other categories than those annotated.
@@ -109,7 +109,7 @@ def check_categories(dataset_name: str) -> None:
     metadata = registered_metadata(dataset_name)
     id_map = metadata.get("thing_dataset_id_to_contiguous_id")
     names = metadata.get("thing_classes")
-    categories = _by_id(read_coco_json(metadata.json_file, needs_annotations=False))
+    categories = _by_id(categories)
     ids = [category["id"] for category in categories]
     remedy = (
         f"register {metadata.json_file} under a name of its own by isda.data.register_coco_json, "
@@ -133,8 +133,8 @@ def check_categories(dataset_name: str) -> None:
         )
 
 
-def _by_id(content: dict) -> list[dict]:
-    return sorted(content["categories"], key=lambda category: category["id"])
+def _by_id(categories: list[dict]) -> list[dict]:
+    return sorted(categories, key=lambda category: category["id"])
 
 
 def _shown(values: Iterable) -> str:
