@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["backward", "fits", "forward"]
 
-_SAMPLES_PER_PIECE = 1 << 16
+_SAMPLES_PER_PIECE = 1 << 17
 _CANVAS_CELLS_PER_TOKEN = 4
 
 
@@ -37,6 +37,7 @@ def forward(
     weights: Tensor,
 ) -> Tensor:
     """The output as (B, Q, M, D); ``sizes`` are (height, width), ``starts`` the first tokens."""
+    locations, weights = locations.contiguous(), weights.contiguous()
     canvas = _Canvas.of(sizes, starts)
     painted = canvas.paint(value)
     output = value.new_empty(*weights.shape[:3], value.shape[-1])
@@ -68,6 +69,7 @@ def backward(
     ``output_mask`` tells whether value's is wanted, and which of the other two; one costs as
     much as both.
     """
+    locations, weights = locations.contiguous(), weights.contiguous()
     canvas = _Canvas.of(sizes, starts)
     painted = canvas.paint(value)
     grad_painted = torch.zeros_like(painted) if output_mask[0] else None

@@ -60,14 +60,14 @@ def ms_deform_attn(
         TypeError: a dtype is not as above.
         RuntimeError: tensors on different devices, or a forced backend that cannot serve them.
     """
-    shapes, starts = _as_tensors(spatial_shapes, level_start_index)
     sampling_locations = _widen_locations(sampling_locations)
     if attention_weights.dtype in _HALVES:
         attention_weights = attention_weights.float()
-    inputs = (value, shapes, starts, sampling_locations, attention_weights)
     if _exporting():
-        _check(*inputs)
-        return pytorch.grid_sample_form(value, shapes.tolist(), starts.tolist(), *inputs[3:])
+        lists = _as_lists(spatial_shapes, level_start_index)
+        return pytorch.grid_sample_form(value, *lists, sampling_locations, attention_weights)
+    shapes, starts = _as_tensors(spatial_shapes, level_start_index)
+    inputs = (value, shapes, starts, sampling_locations, attention_weights)
     if selection.pure_requested(value.device):
         return torch.ops.isda.ms_deform_attn_pure(*inputs)
     return torch.ops.isda.ms_deform_attn(*inputs)
@@ -81,8 +81,7 @@ def _as_tensors(
         if any(len(pair) != 2 for pair in spatial_shapes):
             raise ValueError(f"spatial_shapes must be (height, width) pairs, got {spatial_shapes}")
         if level_start_index is None:
-            areas = (height * width for height, width in spatial_shapes)
-            level_start_index = list(itertools.accumulate(areas, initial=0))[:-1]
+            level_start_index = _starts(spatial_shapes)
         spatial_shapes = torch.tensor(spatial_shapes, dtype=torch.int64).view(-1, 2)
     if level_start_index is None:
         areas = spatial_shapes.prod(1)
@@ -90,6 +89,23 @@ def _as_tensors(
     elif not isinstance(level_start_index, Tensor):
         level_start_index = torch.tensor(level_start_index, dtype=torch.int64)
     return spatial_shapes, level_start_index
+
+
+def _as_lists(
+    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    level_start_index: Sequence[int] | Tensor | None,
+) -> tuple[list[tuple[int, int]], list[int]]:
+    if isinstance(spatial_shapes, Tensor):
+        spatial_shapes = spatial_shapes.tolist()
+    if level_start_index is None:
+        level_start_index = _starts(spatial_shapes)
+    elif isinstance(level_start_index, Tensor):
+        level_start_index = level_start_index.tolist()
+    return list(spatial_shapes), list(level_start_index)
+
+
+def _starts(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    return list(itertools.accumulate((height * width for height, width in sizes), initial=0))[:-1]
 
 
 def _widen_locations(locations: Tensor) -> Tensor:

@@ -207,12 +207,12 @@ def _gather(value: Tensor, tokens: Tensor) -> Tensor:
     """The tokens' rows of the values as (B, Q, M, L·P·4, D), zero for token S."""
     table = F.pad(value, (0, 0, 0, 0, 0, 1)).flatten(0, 2)
     cells = table.index_select(0, _rows(value, tokens))
-    return cells.view(*tokens.shape[:3], -1, value.shape[-1])
+    return cells.view(*tokens.shape, value.shape[-1]).flatten(3, 5)
 
 
 def _scatter(value: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
     """Sum (B, Q, M, L·P·4, D) into the tokens of the values' shape, token S left out."""
     batch, size, heads, channels = value.shape
     table = rows.new_zeros(batch * (size + 1) * heads, channels)
-    table = table.index_add(0, _rows(value, tokens), rows.reshape(-1, channels))
+    table = table.index_add(0, _rows(value, tokens), rows.flatten(0, -2))
     return table.view(batch, size + 1, heads, channels)[:, :size]

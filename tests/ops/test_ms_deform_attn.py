@@ -1,0 +1,619 @@
+"""The operator against its definition, written out as loops over single samples."""
+
+import itertools
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from isda import ops
+from isda.ops import bags, ms_deform_attn, pytorch, selection
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+PROJECTS = Path(__file__).parents[2] / "projects"
+INF, NAN = math.inf, math.nan
+TOLERANCES = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 2e-5),
+    torch.bfloat16: (8e-3, 8e-3),
+    torch.float16: (1e-3, 1e-3),
+}
+
+
+@pytest.fixture(
+    params=["bags", "gather", "auto", pytest.param("cuda", marks=needs_cuda)],
+)
+def device(request, monkeypatch):
+    """The device of every implementation in turn, forced: pure forms, then what auto chooses."""
+    if request.param == "gather":
+        monkeypatch.setattr(bags, "fits", lambda sizes, tokens: False)
+    if request.param in ("bags", "gather"):
+        with ops.backend("torch"):
+            yield "cpu"
+    else:
+        yield "cuda" if request.param == "cuda" else "cpu"
+
+
+def random_inputs(
+    sizes, *, batch=2, queries=3, heads=2, channels=4, points=2, dtype=torch.float64, device="cpu"
+):
+    """Value, locations (some outside, none near a cell's border) and weights."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in sizes)
+    value = torch.randn(
+        batch, tokens, heads, channels, generator=generator, dtype=torch.float64
+    ).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = (batch, queries, heads, len(sizes), points, 2)
+    extents = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float64).view(-1, 1, 2)
+    corner = (torch.rand(shape, generator=generator, dtype=torch.float64) * (extents + 3)).floor()
+    inside = 0.05 + 0.9 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    locations = ((corner - 1.5 + inside) / extents).to(wide)
+    weights = torch.randn(shape[:-1], generator=generator, dtype=torch.float64).to(wide)
+    return [
+        tensor.to(device).requires_grad_(wide == tensor.dtype or dtype == tensor.dtype)
+        for tensor in (value, locations, weights)
+    ]
+
+
+def as_tensors(sizes):
+    shapes = torch.tensor(sizes).view(-1, 2)
+    return shapes, shapes.prod(1).cumsum(0) - shapes.prod(1)
+
+
+def by_loops(value: Tensor, sizes, locations: Tensor, weights: Tensor) -> Tensor:
+    """One sample and one cell after the other, in float64; a cell's part is 1 - its distance."""
+    value, locations, weights = (t.double().cpu() for t in (value, locations, weights))
+    batch, _, heads, channels = value.shape
+    queries = weights.shape[1]
+    starts = [0, *itertools.accumulate(h * w for h, w in sizes)]
+    output = []
+    for b, q, m in itertools.product(range(batch), range(queries), range(heads)):
+        total = value.new_zeros(channels)
+        for (level, (height, width)), p in itertools.product(
+            enumerate(sizes), range(weights.shape[-1])
+        ):
+            u, v = locations[b, q, m, level, p]
+            column, row = u * width - 0.5, v * height - 0.5
+            for r, c in itertools.product(range(height), range(width)):
+                if abs(r - row.item()) < 1 and abs(c - column.item()) < 1:
+                    part = (1 - (row - r).abs()) * (1 - (column - c).abs())
+                    cell = value[b, starts[level] + r * width + c, m]
+                    total = total + weights[b, q, m, level, p] * part * cell
+        output.append(total)
+    return torch.stack(output).view(batch, queries, heads * channels)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    difference = (found.double().cpu() - expected.double().cpu()).abs().max()
+    return (difference / expected.abs().max().clamp(min=1e-300)).item()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "sizes, channels, points",
+    [
+        ([(3, 5), (2, 1)], 4, 2),
+        ([(1, 1)], 1, 1),
+        ([(1, 7), (4, 2), (2, 2)], 20, 3),
+        ([(2, 3), (1, 2), (1, 1), (3, 1), (2, 2)], 16, 5),
+        ([(5, 4), (3, 2), (2, 1), (1, 1)], 32, 4),
+        ([(2, 2)], 71, 1),
+        ([(3, 3), (2, 2)], 128, 2),
+    ],
+)
+def test_output_and_gradients_are_those_of_the_loops(device, dtype, sizes, channels, points):
+    value, locations, weights = inputs = random_inputs(
+        sizes, channels=channels, points=points, dtype=dtype, device=device
+    )
+    output = ms_deform_attn(value, sizes, None, locations, weights)
+    expected = by_loops(value, sizes, locations, weights)
+    upstream = torch.randn(expected.shape, dtype=torch.float64).to(dtype)
+    grads = torch.autograd.grad(output, inputs, upstream.to(device))
+    expected_grads = torch.autograd.grad(expected, inputs, upstream.double())
+    assert output.dtype == dtype and output.is_contiguous()
+    assert relative_error(output, expected) < TOLERANCES[dtype][0]
+    for tensor, found, wanted in zip(inputs, grads, expected_grads, strict=True):
+        assert found.dtype == tensor.dtype and found.shape == tensor.shape
+        assert relative_error(found, wanted) < TOLERANCES[dtype][1]
+
+
+@pytest.mark.parametrize("batch, queries, heads", [(5, 301, 2), (1, 2500, 3), (65, 3, 1)])
+def test_pieces_fit_together(device, monkeypatch, batch, queries, heads):
+    """Many pieces of queries, heads and images give what grid_sample gives in one."""
+    monkeypatch.setattr(bags, "_SAMPLES_PER_PIECE", 5000)
+    monkeypatch.setattr(pytorch, "_GATHERED_BYTES", 1 << 19)
+    sizes = [(9, 14), (5, 7)]
+    inputs = random_inputs(sizes, batch=batch, queries=queries, heads=heads, device=device)
+    value, locations, weights = inputs
+    output = ms_deform_attn(value, sizes, None, locations, weights)
+    expected = pytorch.grid_sample_form(value, sizes, [0, 126], locations, weights)
+    upstream = torch.randn_like(expected)
+    grads = torch.autograd.grad(output, inputs, upstream)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    assert relative_error(output, expected) < 1e-12
+    for found, wanted in zip(grads, expected_grads, strict=True):
+        assert relative_error(found, wanted) < 1e-12
+
+
+def test_gradcheck(device):
+    sizes = [(3, 4), (2, 1)]
+    inputs = random_inputs(sizes, queries=2, channels=2, device=device)
+    assert torch.autograd.gradcheck(lambda v, *rest: ms_deform_attn(v, sizes, None, *rest), inputs)
+
+
+def test_gradgradcheck(device):
+    sizes = [(2, 3), (1, 1)]
+    inputs = random_inputs(sizes, batch=1, queries=2, channels=2, points=1, device=device)
+    assert torch.autograd.gradgradcheck(
+        lambda v, *rest: ms_deform_attn(v, sizes, None, *rest), inputs
+    )
+
+
+def test_third_derivative():
+    sizes = [(3, 4)]
+    value, locations, weights = random_inputs(sizes, batch=1, queries=1, points=1)
+
+    def first(locations):
+        output = ms_deform_attn(value, sizes, None, locations, weights)
+        return torch.autograd.grad(output.square().sum(), locations, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(first, (locations,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "empty"])
+def test_opcheck(layout):
+    sizes = [(3, 4), (2, 1)]
+    value, locations, weights = random_inputs(sizes, channels=0 if layout == "empty" else 2)
+    if layout == "strided":
+        value = value.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    inputs = (value, *as_tensors(sizes), locations, weights)
+    upstream = torch.randn(2, 3, 2 * value.shape[-1], dtype=torch.float64, requires_grad=True)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if layout != "strided":
+        checks.append("test_aot_dispatch_dynamic")
+    for name in ("ms_deform_attn", "ms_deform_attn_pure"):
+        torch.library.opcheck(getattr(torch.ops.isda, name).default, inputs, test_utils=checks)
+    backward = torch.ops.isda.ms_deform_attn_backward.default
+    mask = [True, layout != "strided", True]
+    torch.library.opcheck(backward, (upstream, *inputs, mask), test_utils=checks)
+
+
+def test_unwanted_gradients_are_empty(device):
+    sizes = [(3, 4)]
+    value, locations, weights = random_inputs(sizes, device=device)
+    shapes, starts = as_tensors(sizes)
+    inputs = (value, shapes, starts, locations, weights)
+    upstream = torch.randn(2, 3, 8, dtype=torch.float64, device=device)
+    whole = torch.ops.isda.ms_deform_attn_backward(upstream, *inputs, [True] * 3)
+    for mask in itertools.product([True, False], repeat=3):
+        grads = torch.ops.isda.ms_deform_attn_backward(upstream, *inputs, mask)
+        for wanted, found, expected in zip(mask, grads, whole, strict=True):
+            assert found.numel() == 0 if not wanted else torch.equal(found, expected)
+
+
+def one_sample(u, v, *, height=2, width=3, value=None, device="cpu"):
+    """The output of a single sample of ones or of ``value``, and the location's gradient."""
+    if value is None:
+        value = torch.ones(1, height * width, 1, 1)
+    value = value.to(device).requires_grad_()
+    locations = torch.tensor([u, v], device=device).view(1, 1, 1, 1, 1, 2).requires_grad_()
+    weights = torch.ones(1, 1, 1, 1, 1, device=device)
+    output = ms_deform_attn(value, [(height, width)], None, locations, weights)
+    output.sum().backward()
+    return output.item(), *locations.grad.flatten().tolist()
+
+
+def at(x, y, height=2, width=3):
+    return (x + 0.5) / width, (y + 0.5) / height
+
+
+@pytest.mark.parametrize("far", [-1e30, 1e30, -7.0, 9.0])
+def test_far_outside_is_zero(device, far):
+    assert one_sample(far, 0.5, device=device) == (0, 0, 0)
+    assert one_sample(0.5, far, device=device) == (0, 0, 0)
+
+
+def test_borders(device):
+    # Integer coordinates take the derivative to the right of them and below.
+    width, height = 4, 2
+    extents = {"height": height, "width": width, "device": device}
+    assert one_sample(*at(-1, 0, **_only(extents)), **extents) == (0, width, -0.0)
+    assert one_sample(*at(3, 0, **_only(extents)), **extents) == (1, -width, 0)
+    assert one_sample(*at(4, 0, **_only(extents)), **extents) == (0, 0, 0)
+    assert one_sample(*at(1, -1, **_only(extents)), **extents) == (0, 0, height)
+    assert one_sample(*at(1, 1, **_only(extents)), **extents) == (1, 0, -height)
+    assert one_sample(*at(1, 2, **_only(extents)), **extents) == (0, 0, 0)
+    assert one_sample(*at(-0.5, 0, **_only(extents)), **extents) == (0.5, width, 0)
+
+
+def _only(extents):
+    return {name: extents[name] for name in ("height", "width")}
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_location_that_is_not_finite_spoils_its_query_and_head_only(device, bad, axis):
+    sizes = [(3, 4), (2, 2)]
+    value, locations, weights = (
+        t.detach() for t in random_inputs(sizes, heads=2, channels=3, device=device)
+    )
+    clean = ms_deform_attn(value, sizes, None, locations, weights).view(2, 3, 2, 3)
+    locations[1, 2, 0, 1, 1, axis] = bad
+    output = ms_deform_attn(value, sizes, None, locations, weights).view(2, 3, 2, 3)
+    assert output[1, 2, 0].isnan().all()
+    clean[1, 2, 0] = output[1, 2, 0] = 0
+    assert torch.equal(output, clean)
+
+
+def test_infinite_cells_reach_only_samples_inside(device):
+    value = torch.full((1, 8, 1, 1), INF)
+    extents = {"height": 2, "width": 4, "value": value, "device": device}
+    for x, y in [(-1, 0), (4, 0), (1, -1), (1, 2), (-1.5, 0.3), (7, 7)]:
+        assert one_sample(*at(x, y, **_only(extents)), **extents)[0] == 0
+    assert one_sample(*at(0.5, 0.5, **_only(extents)), **extents)[0] == INF
+
+
+EMPTY = {
+    "batch": ({"batch": 0}, (0, 3, 8)),
+    "queries": ({"queries": 0}, (2, 0, 8)),
+    "heads": ({"heads": 0}, (2, 3, 0)),
+    "channels": ({"channels": 0}, (2, 3, 0)),
+    "points": ({"points": 0}, (2, 3, 8)),
+    "tokens": ({"sizes": [(0, 4)]}, (2, 3, 8)),
+    "levels": ({"sizes": []}, (2, 3, 8)),
+    "one level of two": ({"sizes": [(0, 4), (0, 0)]}, (2, 3, 8)),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_any_extent_may_be_zero(device, case):
+    changes, shape = EMPTY[case]
+    arguments = {"sizes": [(3, 4)], **changes}
+    sizes = arguments["sizes"]
+    inputs = random_inputs(**arguments, device=device)
+    output = ms_deform_attn(inputs[0], sizes, None, *inputs[1:])
+    assert output.shape == shape and not output.any()
+    for tensor, grad in zip(inputs, torch.autograd.grad(output.sum(), inputs), strict=True):
+        assert grad.shape == tensor.shape and not grad.any()
+
+
+def test_an_empty_level_beside_another(device):
+    sizes = [(0, 4), (2, 3)]
+    value, locations, weights = random_inputs(sizes, device=device)
+    locations = locations.detach().nan_to_num(0.5, 0.5, 0.5)
+    output = ms_deform_attn(value, sizes, None, locations, weights)
+    rest = ms_deform_attn(value, sizes[1:], None, locations[:, :, :, 1:], weights[:, :, :, 1:])
+    assert relative_error(output, rest) < 1e-12
+
+
+@pytest.mark.parametrize("batch", [65, 97])
+def test_expanded_inputs(device, batch):
+    sizes = [(3, 4)]
+    single = random_inputs(sizes, batch=1, device=device)
+    alone = ms_deform_attn(single[0], sizes, None, *single[1:])
+    value, locations, weights = (t.expand(batch, *t.shape[1:]) for t in single)
+    together = ms_deform_attn(value, sizes, None, locations, weights)
+    assert torch.equal(together, alone.expand_as(together))
+    grads = torch.autograd.grad(together.sum(), single)
+    expected = torch.autograd.grad(alone.sum() * batch, single)
+    for found, wanted in zip(grads, expected, strict=True):
+        assert relative_error(found, wanted) < 1e-12
+
+
+def test_strided_inputs(device):
+    sizes = [(3, 4), (2, 1)]
+    inputs = random_inputs(sizes, device=device)
+    strided = [t.detach().transpose(1, 2).contiguous().transpose(1, 2) for t in inputs]
+    strided = [t.requires_grad_() for t in strided]
+    assert not any(t.is_contiguous() for t in strided)
+    found = ms_deform_attn(strided[0], sizes, None, *strided[1:])
+    expected = ms_deform_attn(inputs[0], sizes, None, *inputs[1:])
+    upstream = torch.randn(2, 8, 3, dtype=torch.float64, device=device).transpose(1, 2)
+    assert torch.equal(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found, strided, upstream),
+        torch.autograd.grad(expected, inputs, upstream.contiguous()),
+        strict=True,
+    ):
+        assert relative_error(one, other) < 1e-12
+
+
+def test_levels_in_any_order_and_overlapping(device):
+    sizes, starts = [(2, 3), (2, 2), (1, 3)], [4, 0, 5]
+    value, locations, weights = inputs = random_inputs(sizes, device=device)
+    output = ms_deform_attn(value, sizes, starts, locations, weights)
+    tokens = [value[:, s : s + h * w] for (h, w), s in zip(sizes, starts, strict=True)]
+    expected = by_loops(torch.cat(tokens, dim=1), sizes, locations, weights)
+    upstream = torch.randn_like(expected)
+    assert relative_error(output, expected) < 1e-12
+    for found, wanted in zip(
+        torch.autograd.grad(output, inputs, upstream.to(device)),
+        torch.autograd.grad(expected, inputs, upstream),
+        strict=True,
+    ):
+        assert relative_error(found, wanted) < 1e-12
+
+
+def test_a_batch_is_its_images(device):
+    sizes = [(7, 9), (4, 5)]
+    inputs = [
+        t.detach()
+        for t in random_inputs(sizes, batch=3, queries=83, dtype=torch.float32, device=device)
+    ]
+    together = ms_deform_attn(inputs[0], sizes, None, *inputs[1:])
+    for image, expected in enumerate(together):
+        value, locations, weights = (t[image : image + 1] for t in inputs)
+        alone = ms_deform_attn(value, sizes, None, locations, weights)[0]
+        if selection.backends().serving(device) == "torch":  # bmm chooses its kernel by the size
+            torch.testing.assert_close(alone, expected)
+        else:
+            assert torch.equal(alone, expected)
+
+
+def test_shapes_as_pairs_and_as_tensors():
+    sizes = [(3, 4), (2, 1)]
+    value, locations, weights = random_inputs(sizes)
+    shapes, starts = as_tensors(sizes)
+    expected = ms_deform_attn(value, sizes, None, locations, weights)
+    for some_shapes, some_starts in [(sizes, [0, 12]), (shapes, None), (shapes, starts)]:
+        found = ms_deform_attn(value, some_shapes, some_starts, locations, weights)
+        assert torch.equal(found, expected)
+
+
+def with_change(**changes):
+    sizes = [(3, 4), (2, 1)]
+    value, locations, weights = (t.detach() for t in random_inputs(sizes, dtype=torch.float32))
+    arguments = {
+        "value": value,
+        "spatial_shapes": sizes,
+        "level_start_index": None,
+        "sampling_locations": locations,
+        "attention_weights": weights,
+    }
+    return {**arguments, **{n: c(arguments[n]) for n, c in changes.items()}}
+
+
+@pytest.mark.parametrize(
+    "error, message, changes",
+    [
+        (ValueError, r"value must be \(B, S, heads, channels\), got \(2, 14, 2\)",
+         {"value": lambda t: t[..., 0]}),
+        (ValueError, r"attention_weights must be \(B, Q, heads, L, points\), got \(2, 3, 2, 4\)",
+         {"attention_weights": lambda t: t.flatten(-2)}),
+        (ValueError, r"spatial_shapes must be \(height, width\) pairs",
+         {"spatial_shapes": lambda s: [(3, 4, 5)]}),
+        (ValueError, r"spatial_shapes must be \(L, 2\), got \(2, 3\)",
+         {"spatial_shapes": lambda s: torch.zeros(2, 3, dtype=torch.int64)}),
+        (ValueError, "level_start_index must list 2 levels as spatial_shapes does, got 1",
+         {"level_start_index": lambda s: [0]}),
+        (ValueError, r"attention_weights must be \(2, 3, 2, 1, 2\) for the value .* and 1 levels",
+         {"spatial_shapes": lambda s: s[:1]}),
+        (ValueError, r"sampling_locations must be \(2, 3, 2, 2, 2, 2\) .*got \(2, 2, 2, 2, 2, 2\)",
+         {"sampling_locations": lambda t: t[:, :2]}),
+        (ValueError, "level 1 of 2x2 cells from token 12 does not fit into the value's 14 tokens",
+         {"spatial_shapes": lambda s: [(3, 4), (2, 2)]}),
+        (ValueError, "level 1 of 2x1 cells from token -2 does not fit",
+         {"level_start_index": lambda s: [0, -2]}),
+        (TypeError, "value must be one of .*, got torch.int32", {"value": lambda t: t.int()}),
+        (TypeError, "sampling_locations must be torch.float64 beside a value of torch.float64, "
+         "got torch.float32", {"value": lambda t: t.double()}),
+        (TypeError, "attention_weights must be torch.float32 beside .*, got torch.float64",
+         {"attention_weights": lambda t: t.double()}),
+        (TypeError, "spatial_shapes must be torch.int64 beside .*, got torch.int32",
+         {"spatial_shapes": lambda s: torch.tensor(s, dtype=torch.int32)}),
+        (RuntimeError, "sampling_locations is on meta, but value is on cpu",
+         {"sampling_locations": lambda t: t.to("meta")}),
+    ],
+)  # fmt: skip
+def test_errors_name_the_culprit(error, message, changes):
+    with pytest.raises(error, match=message):
+        ms_deform_attn(**with_change(**changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_locations(device, dtype):
+    sizes = [(100, 168)]
+    value, locations, weights = random_inputs(sizes, queries=9, dtype=torch.float32, device=device)
+    plain = ms_deform_attn(value, sizes, None, locations, weights)
+    shapes, starts = (t for t in as_tensors(sizes))
+    with torch.autocast(device, dtype):
+        wide = ms_deform_attn(value, sizes, None, locations, weights)
+        halved = torch.ops.isda.ms_deform_attn(
+            value.to(dtype), shapes, starts, locations, weights.to(dtype)
+        )
+    assert wide.dtype == torch.float32 and torch.equal(wide, plain)
+    assert halved.dtype == dtype
+    assert relative_error(halved, plain) < 2 * TOLERANCES[dtype][0]
+    assert halved.requires_grad
+
+
+def test_half_locations_are_taken_with_one_warning(caplog):
+    from isda.ops import ms_deform_attn as function
+
+    sys.modules[function.__module__]._warn_of_coarse_locations.cache_clear()
+    sizes = [(3, 4)]
+    value, locations, weights = random_inputs(sizes, dtype=torch.float32)
+    with caplog.at_level(logging.WARNING):
+        halves = locations.bfloat16()
+        for _ in range(2):
+            output = ms_deform_attn(value, sizes, None, halves, weights.bfloat16())
+    expected = by_loops(value, sizes, halves, weights.bfloat16())
+    assert relative_error(output, expected) < 1e-5
+    (record,) = caplog.records
+    assert "sampling_locations come in torch.bfloat16" in record.getMessage()
+
+
+def test_deterministic_mode(device):
+    sizes = [(7, 9), (4, 5)]
+    inputs = random_inputs(sizes, queries=300, dtype=torch.float32, device=device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for _ in range(5):
+            output = ms_deform_attn(inputs[0], sizes, None, *inputs[1:])
+            runs.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(run, runs[0], strict=True))
+
+
+def test_threads_do_not_change_a_bit(device):
+    sizes = [(7, 9), (4, 5)]
+    inputs = random_inputs(sizes, queries=700, dtype=torch.float32, device=device)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            output = ms_deform_attn(inputs[0], sizes, None, *inputs[1:])
+            results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+def test_compiles_in_one_graph():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def attend(value, sizes, locations, weights):
+        return 2 * ms_deform_attn(value, sizes, None, locations, weights)
+
+    for sizes in ([(3, 4), (2, 1)], [(5, 2), (4, 3)], [(6, 7), (2, 5)]):
+        value, locations, weights = inputs = random_inputs(sizes, dtype=torch.float32)
+        found = attend(value, sizes, locations, weights)
+        expected = 2 * ms_deform_attn(value, sizes, None, locations, weights)
+        assert torch.equal(found, expected)
+        for one, other in zip(
+            torch.autograd.grad(found.square().sum(), inputs),
+            torch.autograd.grad(expected.square().sum(), inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other)
+    assert counter.frame_count <= 2
+
+
+class Attention(torch.nn.Module):
+    def forward(self, value, locations, weights):
+        return ms_deform_attn(value, [(3, 4), (2, 1)], None, locations, weights)
+
+
+def test_exports_to_grid_sample():
+    inputs = random_inputs([(3, 4), (2, 1)], dtype=torch.float32)
+    program = torch.export.export(Attention(), tuple(inputs))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert sum("grid_sample" in target for target in targets) == 2
+    assert not any("isda" in target for target in targets)
+    torch.testing.assert_close(program.module()(*inputs), Attention()(*inputs))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_traces_to_grid_sample():
+    inputs = [t.detach() for t in random_inputs([(3, 4), (2, 1)], dtype=torch.float32)]
+    traced = torch.jit.trace(Attention(), tuple(inputs))
+    assert "isda::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(*inputs), Attention()(*inputs))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_grid_sample_form_takes_every_dtype(dtype):
+    sizes = [(3, 4), (2, 1)]
+    value, locations, weights = random_inputs(sizes, dtype=dtype)
+    output = pytorch.grid_sample_form(value, sizes, [0, 12], locations, weights)
+    assert output.dtype == dtype
+    expected = by_loops(value, sizes, locations, weights)
+    assert relative_error(output, expected) < TOLERANCES[dtype][0]
+
+
+@pytest.mark.parametrize("sizes", [[(1, 4000), (4000, 1)], [(300, 1), (1, 300), (2, 2)]])
+def test_levels_that_do_not_stack_are_gathered(sizes):
+    assert not bags.fits(sizes, sum(h * w for h, w in sizes))
+    value, locations, weights = random_inputs(sizes, batch=1)
+    output = ms_deform_attn(value, sizes, None, locations, weights)
+    expected = pytorch.grid_sample_form(
+        value, sizes, as_tensors(sizes)[1].tolist(), locations, weights
+    )
+    assert relative_error(output, expected) < 1e-12
+
+
+def test_backends_are_listed():
+    listed = ops.backends()
+    assert listed.built[-1] == "torch"
+    assert set(listed.built) | set(listed.missing) == {"cpu", "cuda", "torch"}
+    assert listed.serving("meta") == "torch"
+    with ops.backend("torch"):
+        assert ops.backends().chosen == "torch"
+        assert ops.backends().serving("cpu") == "torch"
+    assert ops.backends().chosen == listed.chosen
+
+
+def test_forced_backends_are_checked(monkeypatch):
+    with pytest.raises(ValueError, match="must be one of auto, cuda, cpu, torch, got 'gpu'"):
+        with ops.backend("gpu"):
+            pass
+    monkeypatch.setattr(selection, "_missing", lambda: {"cuda": "not built (there is no x)"})
+    with pytest.raises(RuntimeError, match="asks for the cuda backend, which is not built"):
+        with ops.backend("cuda"):
+            pass
+    with ops.backend("cpu"), pytest.raises(RuntimeError, match="forced to the cpu backend, but"):
+        selection.pure_requested(torch.device("meta"))
+    arguments = with_change()
+    monkeypatch.setenv("ISDA_MSDA_BACKEND", "fast")
+    with pytest.raises(ValueError, match="ISDA_MSDA_BACKEND must be one of .*, got 'fast'"):
+        ms_deform_attn(**arguments)
+    monkeypatch.setenv("ISDA_MSDA_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="ISDA_MSDA_BACKEND asks for the cuda backend"):
+        ms_deform_attn(**arguments)
+    monkeypatch.setenv("ISDA_MSDA_BACKEND", "torch")
+    assert ms_deform_attn(**arguments).shape == (2, 3, 8)
+
+
+def test_forced_torch_calls_the_pure_operator():
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with ops.backend("torch"), Recorder():
+        ms_deform_attn(**with_change())
+    assert "isda.ms_deform_attn_pure.default" in calls
+    assert "isda.ms_deform_attn.default" not in calls
+
+
+def test_a_missing_and_a_broken_kernel_are_told_apart(monkeypatch, caplog):
+    reasons = {"cpu": "not built (there is no x)", "cuda": "built but does not load: libx.so"}
+    monkeypatch.setattr(selection, "_missing", lambda: reasons)
+    selection.announce.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            selection.announce("cpu")
+            selection.announce("cuda")
+    selection.announce.cache_clear()
+    first, second = caplog.records
+    assert first.levelno == logging.INFO and "faster kernel is not built" in first.getMessage()
+    assert second.levelno == logging.WARNING and "does not load: libx.so" in second.getMessage()
+
+
+def test_the_operator_needs_neither_detectron2_nor_the_models():
+    program = (
+        "import sys, isda.ops; "
+        "print(sorted({'detectron2', 'isda.modeling', 'isda.meta_arch'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECTS)}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
