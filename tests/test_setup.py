@@ -224,7 +224,7 @@ def test_progress_counts_what_applies(tmp_path, capsys):
     assert progress._state(final=False) == "1 of 2 fetched, 1500 MB downloaded"
     progress.read("Installing collected packages: a, b\n")
     (tmp_path / "a-1.dist-info").mkdir()
-    assert progress._state(final=False) == "installing, 1 of 2"
+    assert progress._state(final=False) == "installing, 1 of 2 (the CUDA libraries take longest)"
     progress.show(final=True)
     assert capsys.readouterr().out.startswith("packages: done, 0 s")
 

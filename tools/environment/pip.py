@@ -84,7 +84,7 @@ class Progress:
             return "done"
         if self.installing and self.site_packages:
             count = sum(1 for _ in self.site_packages.glob("*.dist-info"))
-            return f"installing, {count} of {self.total}"
+            return f"installing, {count} of {self.total} (the CUDA libraries take longest)"
         downloaded = f", {self.megabytes:.0f} MB downloaded" if self.megabytes else ""
         return f"{min(self.collected, self.total)} of {self.total} fetched{downloaded}"
 
