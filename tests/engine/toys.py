@@ -73,7 +73,7 @@ def toy_config(output_dir, *overrides) -> CfgNode:
     isda = cfg.MODEL.ISDA
     isda.NUM_CLASSES, isda.HIDDEN_DIM, isda.NUM_QUERIES, isda.NUM_HEADS = 2, 64, 6, 4
     isda.ENCODER_LAYERS, isda.DECODER_LAYERS, isda.FEEDFORWARD_DIM = 1, 2, 32
-    isda.MASK_HEAD_DIM = isda.MASK_DIM = 32
+    isda.MASK_HEAD_DIM = isda.MASK_DIM = 64
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("toy",)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
