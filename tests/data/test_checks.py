@@ -391,6 +391,7 @@ def test_registering_a_name_twice(tmp_path, content, names):
 def test_a_corrected_file_is_checked_again(tmp_path, content, names):
     path = write(tmp_path, content)
     register_coco_json(names[0], path, tmp_path)
+    assert len(DatasetCatalog.get(names[0])) == 3
     path.write_text("{")
     with pytest.raises(DatasetError, match="not valid JSON"):
         DatasetCatalog.get(names[0])

@@ -1,6 +1,7 @@
 """The generator against loops over pixels and textbook areas."""
 
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -141,6 +142,18 @@ def test_shapes_overlap_touch_and_repeat():
     assert touching > 0.4 * total
     assert overlapping > 0.1 * total
     assert identical > 0.1 * total
+
+
+def test_touching_circles_are_as_far_apart_as_their_radii():
+    parameters = ShapesParameters(classes=("circle",), seed=4, crowd_share=0)
+    tangent = total = 0
+    for index in range(50):
+        placed = draw_shapes(index, parameters).shapes
+        total += len(placed)
+        for first, second in itertools.combinations(placed, 2):
+            gap = math.dist(first.center, second.center) - first.radius - second.radius
+            tangent += -1.5 < gap < 1.5
+    assert tangent > 0.2 * total
 
 
 def test_copies_agree_to_the_pixel():
