@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from torch import nn
 
-from isda.checkpoint import Checkpointer, report_weights
+from isda.checkpoint import Checkpointer, WeightsError, report_weights
 from isda.engine.steps import averaged_model
 
 
@@ -57,7 +57,7 @@ def test_weights_that_do_not_fit_stop_the_program(tmp_path):
     weights = {f"body.{i}.weight": torch.zeros(1) for i in range(20)}
     weights["classes.bias"] = torch.zeros(7)
     path = save(tmp_path / "w.pth", weights)
-    with pytest.raises(ValueError, match="the weights do not fit") as error:
+    with pytest.raises(WeightsError, match="the weights do not fit") as error:
         Checkpointer(small_model(), min_matched=0.5).load(path)
     message = str(error.value)
     assert "0 of 14 tensors" in message
@@ -77,15 +77,15 @@ def test_share_counts_tensors():
 
 def test_missing_truncated_and_foreign_files(tmp_path):
     checkpointer = Checkpointer(small_model())
-    with pytest.raises(FileNotFoundError, match="no weights at nowhere.pth: check MODEL.WEIGHTS"):
+    with pytest.raises(WeightsError, match="no weights at nowhere.pth: check MODEL.WEIGHTS"):
         checkpointer.load("nowhere.pth")
     path = save(tmp_path / "w.pth", small_model().state_dict())
     content = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="no readable checkpoint, perhaps truncated"):
+    with pytest.raises(WeightsError, match="no readable checkpoint, perhaps truncated"):
         Checkpointer(small_model()).load(path)
     torch.save({"model": {}, "args": object}, tmp_path / "objects.pth")
-    with pytest.raises(ValueError, match="holds Python objects besides tensors"):
+    with pytest.raises(WeightsError, match="holds Python objects besides tensors"):
         Checkpointer(small_model()).load(str(tmp_path / "objects.pth"))
 
 

@@ -17,7 +17,10 @@ IGNORED = (
     ("`broadcast_buffers` is deprecated", FutureWarning, "detectron2.engine.defaults"),
 )
 # (start of the message, logger): what PyTorch logs instead of warning.
-IGNORED_LOGS = (("is_fx_tracing will return true for both", "torch.fx._symbolic_trace"),)
+IGNORED_LOGS = (
+    ("is_fx_tracing will return true for both", "torch.fx._symbolic_trace"),
+    ("No CUDA runtime is found", "torch.utils.cpp_extension"),
+)
 
 
 def ignore_known_warnings() -> None:

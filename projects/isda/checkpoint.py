@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Checkpointer", "WeightsReport", "report_weights"]
+__all__ = ["Checkpointer", "WeightsError", "WeightsReport", "report_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ _TORCHVISION_NAMES = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message says why and what to do."""
 
 
 class WeightsReport(NamedTuple):
@@ -177,11 +181,11 @@ class Checkpointer(DetectionCheckpointer):
         """As Detectron2's.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: too few of the model's tensors are in it, or it cannot be read.
+            WeightsError: there is no such file, it cannot be read, or it holds too few of the
+                model's tensors.
         """
         if path and "://" not in path and not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise WeightsError(
                 f"no weights at {path}: check MODEL.WEIGHTS (empty trains from scratch)"
             )
         return super().load(path, *args, **kwargs)
@@ -190,12 +194,12 @@ class Checkpointer(DetectionCheckpointer):
         try:
             contents = super()._torch_load(f)
         except pickle.UnpicklingError as error:
-            raise ValueError(
+            raise WeightsError(
                 f"{f} holds Python objects besides tensors, which are not loaded because they "
                 f"could run code; save its state_dict alone into a new file ({error})"
             ) from error
         except (EOFError, RuntimeError) as error:
-            raise ValueError(
+            raise WeightsError(
                 f"{f} is no readable checkpoint, perhaps truncated: {error}"
             ) from error
         weights = contents.get("model", contents)
@@ -222,7 +226,7 @@ class Checkpointer(DetectionCheckpointer):
         complete = not (report.missing or report.unexpected or report.wrong_shapes)
         logger.log(logging.INFO if complete else logging.WARNING, "Weights: %s", report)
         if report.share < self.min_matched:
-            raise ValueError(
+            raise WeightsError(
                 f"the weights do not fit the model: {report}\n"
                 f"Only {report.share:.0%} are matched, MODEL.WEIGHTS_MIN_MATCHED asks for "
                 f"{self.min_matched:.0%}. Check MODEL.WEIGHTS and the architecture's keys, convert "

@@ -11,10 +11,14 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
+from isda.checkpoint import WeightsError
 from isda.data.errors import DatasetError
 from isda.engine.setup import ConfigError, load_config, uses_cuda
 
 __all__ = ["argument_parser", "run"]
+
+# What the user can mend: the message says all, a traceback would bury it.
+_USER_ERRORS = (ConfigError, WeightsError, FloatingPointError)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -26,7 +30,8 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     """Call ``main(args)`` in as many processes as wanted.
 
     Under ``torchrun`` its processes are used and ``--num-gpus`` is ignored. On CPUs ``--num-gpus``
-    is the number of processes. What the user can mend ends the program with its message alone.
+    is the number of processes. What the user can mend ends the program with its message alone, or
+    as the last line after what was logged.
     """
     try:
         config = load_config(args.config_file, args.opts)
@@ -40,7 +45,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             _launch_on_cpus(main, args)
         else:
             main(args)
-    except ConfigError as error:
+    except _USER_ERRORS as error:
         sys.exit(f"error: {error}")
     except DatasetError as error:
         sys.exit(f"error: {error.sentence}")

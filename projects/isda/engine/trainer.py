@@ -101,8 +101,13 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict]):
-        """Endless batches of this process, see ``isda.engine.loader``."""
+    def build_train_loader(cls, cfg: CfgNode, dicts: list[dict] | None = None):
+        """Endless batches of this process, see ``isda.engine.loader``.
+
+        Args:
+            dicts: the training data's records, where they are loaded already.
+        """
+        dicts = training_dicts(cfg) if dicts is None else dicts
         return build_train_loader(cfg, dicts, build_mapper(cfg, is_train=True))
 
     @classmethod
