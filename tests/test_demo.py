@@ -402,6 +402,7 @@ def test_an_interrupted_training_is_resumed(tmp_path, monkeypatch):
             "import os; os.kill(os.getpid(), 9)",
             "was killed by signal 9 (the system may have run",
         ),
+        ('(folder / "model_final.pth").touch(); sys.exit(3)', "ended with exit code 3"),
         ("pass", "ended without writing model_final.pth"),
     ],
 )
@@ -419,18 +420,19 @@ def test_a_failed_training_is_told_with_the_end_of_its_console(
     assert not open_run(tmp_path / "output").finished
 
 
-def test_results_come_from_the_last_evaluation(tmp_path):
+def test_results_come_from_the_final_evaluation(tmp_path):
     run = open_run(tmp_path)
-    metrics = run.folder / "metrics.json"
+    iterations, period = run_demo.schedule(run.cfg)
     aps = {"segm/AP50": 2.0, "segm/AP75": 3.0, "bbox/AP": 4.0}
-    records = [{"iteration": 9, "segm/AP": 1.0, **aps}, {"iteration": 19, "segm/AP": 5.0, **aps}]
-    metrics.write_text("".join(json.dumps(r) + "\n" for r in [*records, {"iteration": 20}]))
+    early = json.dumps({"iteration": period, "segm/AP": 1.0, **aps}) + "\n"
+    final = json.dumps({"iteration": iterations, "segm/AP": 5.0, **aps}) + "\n"
+    (run.folder / "metrics.json").write_text(early + final)
     run.seconds = 90.0
     row = run_demo.result_of(run, 1000)
     assert (row.mask_ap, row.box_ap, row.minutes, row.parameters) == (5.0, 4.0, 1.5, 1000)
     assert row.epochs == pytest.approx(run.cfg.SOLVER.EPOCHS, abs=0.1)
-    metrics.write_text('{"iteration": 1}\n')
-    with pytest.raises(run_demo.DemoError, match="holds no mask AP"):
+    (run.folder / "metrics.json").write_text(early)
+    with pytest.raises(run_demo.DemoError, match="lacks the final mask AP"):
         run_demo.result_of(run, 1000)
 
 

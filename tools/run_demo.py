@@ -271,24 +271,24 @@ def failure_message(run: Run, code: int) -> str:
     )
 
 
-def last_evaluation(run: Run) -> Mapping:
-    """The record of ``metrics.json`` with the final AP.
+def last_evaluation(run: Run, iterations: int) -> Mapping:
+    """The record of ``metrics.json`` with the AP after all ``iterations``.
 
     Raises:
         DemoError: there is none.
     """
     for record in reversed(read_metrics(run.folder / "metrics.json")):
-        if "segm/AP" in record:
+        if "segm/AP" in record and record["iteration"] >= iterations - 1:
             return record
     raise DemoError(
-        f"{shown(run.folder / 'metrics.json')} holds no mask AP: train anew with --fresh"
+        f"{shown(run.folder / 'metrics.json')} lacks the final mask AP: train anew with --fresh"
     )
 
 
 def result_of(run: Run, parameters: int) -> Result:
     """The finished run's row of the table."""
-    record = last_evaluation(run)
     iterations, _ = schedule(run.cfg)
+    record = last_evaluation(run, iterations)
     images = len(training_dicts(run.cfg))
     return Result(
         name=run.model.name,
