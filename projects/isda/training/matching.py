@@ -37,9 +37,7 @@ class HungarianMatcher:
         self.mask_cost = mask_cost
 
     @torch.no_grad()
-    def __call__(
-        self, predictions: list[SetPrediction], targets: list[SetTarget]
-    ) -> list[Matches]:
+    def __call__(self, predictions: list[SetPrediction], targets: list[SetTarget]) -> list[Matches]:
         """
         Args:
             predictions: one per decoder layer.
