@@ -91,9 +91,15 @@ def test_an_interruption_says_how_to_continue(tmp_path):
         run(interrupted, arguments)
 
 
+def test_a_launcher_does_not_bury_the_message(tmp_path):
+    words = ["--config-file", str(config_file(tmp_path)), "--num-gpus", "3"]
+    with pytest.raises(SystemExit, match=r"IMS_PER_BATCH must be a multiple of 3 \(3 processes"):
+        run(lambda args: None, argument_parser().parse_args(words))
+
+
 def test_more_gpus_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    words = ["--config-file", str(config_file(tmp_path, "MODEL.DEVICE", "cuda")), "--num-gpus", "8"]
-    with pytest.raises(SystemExit, match="error: --num-gpus 8, but this machine has 1"):
+    words = ["--config-file", str(config_file(tmp_path, "MODEL.DEVICE", "cuda")), "--num-gpus", "2"]
+    with pytest.raises(SystemExit, match="error: --num-gpus 2, but this machine has 1"):
         run(lambda args: None, argument_parser().parse_args(words))

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import DefaultTrainer, default_argument_parser, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from isda.checkpoint import WeightsError
 from isda.data.errors import DatasetError
-from isda.engine.setup import ConfigError, load_config, uses_cuda
+from isda.engine.setup import ConfigError, check_config, load_config, uses_cuda
 
 __all__ = ["argument_parser", "run"]
 
@@ -36,12 +36,17 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     try:
         config = load_config(args.config_file, args.opts)
         on_gpu = uses_cuda(config.MODEL.DEVICE, args.num_gpus)
-        if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+        started = max(args.num_gpus, 1) * args.num_machines
+        world_size = int(os.environ["WORLD_SIZE"]) if torchrun else started
+        # Here already, because a launcher buries what its processes raise.
+        check_config(DefaultTrainer.auto_scale_workers(config, world_size), world_size)
+        if torchrun:
             _run_under_torchrun(main, args, on_gpu)
         elif on_gpu:
             _check_gpus(args.num_gpus)
             _launch(main, args)
-        elif args.num_gpus * args.num_machines > 1:
+        elif world_size > 1:
             _launch_on_cpus(main, args)
         else:
             main(args)
