@@ -344,9 +344,14 @@ def test_done_once_and_repeated_when_inputs_change(steps, tmp_path):
     (tmp_path / "setup.py").write_text("setup()")
     make_env.make_env()
     assert steps == ["all", "package", "package"]
+    kernels = tmp_path / "projects/isda/ops/csrc/cpu/kernels.h"
+    kernels.parent.mkdir(parents=True)
+    kernels.write_text("// compiled when the package is installed")
+    make_env.make_env()
+    assert steps == ["all", "package", "package", "package"]
     (tmp_path / "requirements.txt").write_text(LOCK + "\n")
     make_env.make_env()
-    assert steps == ["all", "package", "package", "all", "package"]
+    assert steps == ["all", "package", "package", "package", "all", "package"]
 
 
 def test_another_interpreters_detectron2_is_another_environment(steps, monkeypatch):

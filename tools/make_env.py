@@ -88,7 +88,7 @@ def make_env() -> None:
         owned = own_detectron2()
         facts = (RECIPE, sys.executable, sys.version, str(owned))
         dependencies = state.fingerprint([LOCK], *facts)
-        package = state.fingerprint([ROOT / "setup.py"])
+        package = state.fingerprint([ROOT / "setup.py", *kernel_sources()])
         record = state.read(VENV)
         if record.get("dependencies") != dependencies:
             check_machine(owned)
@@ -98,6 +98,12 @@ def make_env() -> None:
         if record.get("package") != package:
             install_package()
             state.write(VENV, dependencies=dependencies, package=package, python=sys.executable)
+
+
+def kernel_sources() -> "list[Path]":
+    """What the package compiles when it is installed."""
+    folder = ROOT / "projects/isda/ops/csrc"
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".h"))
 
 
 def check_machine(owned: "str | None") -> None:

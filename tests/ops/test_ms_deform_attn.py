@@ -15,6 +15,9 @@ from torch import Tensor
 from isda import ops
 from isda.ops import bags, ms_deform_attn, pytorch, selection
 
+needs_native = pytest.mark.skipif(
+    "cpu" not in ops.backends().built, reason="the CPU kernels are not built"
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 PROJECTS = Path(__file__).parents[2] / "projects"
 INF, NAN = math.inf, math.nan
@@ -27,16 +30,19 @@ TOLERANCES = {
 
 
 @pytest.fixture(
-    params=["bags", "gather", "auto", pytest.param("cuda", marks=needs_cuda)],
+    params=[
+        "bags",
+        "gather",
+        pytest.param("native", marks=needs_native),
+        pytest.param("cuda", marks=needs_cuda),
+    ],
 )
 def device(request, monkeypatch):
-    """The device of every implementation in turn, forced: pure forms, then what auto chooses."""
+    """The device of every implementation in turn, which is forced."""
     if request.param == "gather":
         monkeypatch.setattr(bags, "fits", lambda sizes, tokens: False)
-    if request.param in ("bags", "gather"):
-        with ops.backend("torch"):
-            yield "cpu"
-    else:
+    forced = {"native": "cpu", "cuda": "auto"}.get(request.param, "torch")
+    with ops.backend(forced):
         yield "cuda" if request.param == "cuda" else "cpu"
 
 
@@ -99,6 +105,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     "sizes, channels, points",
     [
+        ([(4, 3)], 8, 4),
+        ([(4, 3), (5, 5)], 64, 2),
         ([(3, 5), (2, 1)], 4, 2),
         ([(1, 1)], 1, 1),
         ([(1, 7), (4, 2), (2, 2)], 20, 3),
@@ -124,11 +132,11 @@ def test_output_and_gradients_are_those_of_the_loops(device, dtype, sizes, chann
         assert relative_error(found, wanted) < TOLERANCES[dtype][1]
 
 
-@pytest.mark.parametrize("batch, queries, heads", [(5, 301, 2), (1, 2500, 3), (65, 3, 1)])
+@pytest.mark.parametrize("batch, queries, heads", [(5, 61, 2), (1, 500, 3), (65, 3, 1)])
 def test_pieces_fit_together(device, monkeypatch, batch, queries, heads):
     """Many pieces of queries, heads and images give what grid_sample gives in one."""
-    monkeypatch.setattr(bags, "_SAMPLES_PER_PIECE", 5000)
-    monkeypatch.setattr(pytorch, "_GATHERED_BYTES", 1 << 19)
+    monkeypatch.setattr(bags, "_SAMPLES_PER_PIECE", 1000)
+    monkeypatch.setattr(pytorch, "_GATHERED_BYTES", 1 << 17)
     sizes = [(9, 14), (5, 7)]
     inputs = random_inputs(sizes, batch=batch, queries=queries, heads=heads, device=device)
     value, locations, weights = inputs
@@ -144,7 +152,7 @@ def test_pieces_fit_together(device, monkeypatch, batch, queries, heads):
 
 def test_gradcheck(device):
     sizes = [(3, 4), (2, 1)]
-    inputs = random_inputs(sizes, queries=2, channels=2, device=device)
+    inputs = random_inputs(sizes, batch=1, channels=2, points=1, device=device)
     assert torch.autograd.gradcheck(lambda v, *rest: ms_deform_attn(v, sizes, None, *rest), inputs)
 
 
@@ -481,6 +489,46 @@ def test_threads_do_not_change_a_bit(device):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+@needs_native
+@pytest.mark.slow
+def test_kernels_for_any_processor():
+    """The same tests with the kernels that do without AVX2."""
+    names = "loops or gradcheck or borders or not_finite or infinite or expanded or any_extent"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "ISDA_MSDA_CPU": "baseline", "PYTHONPATH": str(PROJECTS)}
+    found = subprocess.run(
+        [*command, "-k", f"native and ({names})"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout[-3000:]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("message", "position", "change"),
+    [
+        ("level 1 of 2x1 cells from token 13 does not fit", 2, lambda t: t + 1),
+        ("level 0 of -3x4 cells", 1, lambda t: t * torch.tensor([[-1, 1], [1, 1]])),
+        ("level 0 of 3000000000000x4000000000000 cells", 1, lambda t: t * 10**12),
+        ("spatial_shapes does not have the shape", 1, lambda t: t[:1]),
+        ("sampling_locations does not have the shape", 3, lambda t: t[:, :, :1]),
+        ("must be float64 if value is, else float32", 3, lambda t: t.double()),
+        ("must be int64", 1, lambda t: t.int()),
+        ("value must be", 0, lambda t: t[0]),
+    ],
+)
+def test_kernels_never_trust_their_caller(message, position, change):
+    sizes = [(3, 4), (2, 1)]
+    value, locations, weights = (t.detach() for t in random_inputs(sizes, dtype=torch.float32))
+    inputs = [value, *as_tensors(sizes), locations, weights]
+    inputs[position] = change(inputs[position])
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.isda.ms_deform_attn(*inputs)
+
+
 @pytest.mark.slow
 def test_compiles_in_one_graph():
     torch._dynamo.reset()
@@ -562,7 +610,7 @@ def test_forced_backends_are_checked(monkeypatch):
     with pytest.raises(ValueError, match="must be one of auto, cuda, cpu, torch, got 'gpu'"):
         with ops.backend("gpu"):
             pass
-    monkeypatch.setattr(selection, "_missing", lambda: {"cuda": "not built (there is no x)"})
+    monkeypatch.setattr(selection, "load_extensions", lambda: {"cuda": "not built (there is no x)"})
     with pytest.raises(RuntimeError, match="asks for the cuda backend, which is not built"):
         with ops.backend("cuda"):
             pass
@@ -595,7 +643,7 @@ def test_forced_torch_calls_the_pure_operator():
 
 def test_a_missing_and_a_broken_kernel_are_told_apart(monkeypatch, caplog):
     reasons = {"cpu": "not built (there is no x)", "cuda": "built but does not load: libx.so"}
-    monkeypatch.setattr(selection, "_missing", lambda: reasons)
+    monkeypatch.setattr(selection, "load_extensions", lambda: reasons)
     selection.announce.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):

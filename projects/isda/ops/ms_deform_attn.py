@@ -68,6 +68,9 @@ def ms_deform_attn(
         return pytorch.grid_sample_form(value, *lists, sampling_locations, attention_weights)
     shapes, starts = _as_tensors(spatial_shapes, level_start_index)
     inputs = (value, shapes, starts, sampling_locations, attention_weights)
+    _check(*inputs)
+    if not torch.compiler.is_compiling():
+        _check_levels(value, shapes, starts)
     if selection.pure_requested(value.device):
         return torch.ops.isda.ms_deform_attn_pure(*inputs)
     return torch.ops.isda.ms_deform_attn(*inputs)
@@ -358,3 +361,4 @@ def _register(name: str, forward) -> None:
 # The second pair never gets compiled kernels: it is what forcing PyTorch calls.
 _register("ms_deform_attn", _announced_forward)
 _register("ms_deform_attn_pure", _forward)
+selection.load_extensions()

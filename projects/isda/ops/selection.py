@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Backends", "announce", "backend", "backends", "pure_requested"]
+__all__ = ["Backends", "announce", "backend", "backends", "load_extensions", "pure_requested"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def backends() -> Backends:
     Raises:
         ValueError: ISDA_MSDA_BACKEND is none of the names.
     """
-    missing = _missing()
+    missing = load_extensions()
     built = tuple(name for name in _EXTENSIONS if name not in missing)
     return Backends(_chosen(), (*built, "torch"), dict(missing))
 
@@ -83,7 +83,7 @@ def pure_requested(device: torch.device) -> bool:
 @functools.cache
 def announce(device_type: str) -> None:
     """Say once that a device is served by PyTorch for want of a compiled kernel, and why."""
-    reason = _missing().get(device_type)
+    reason = load_extensions().get(device_type)
     if reason is None:
         return
     broken = not reason.startswith("not built")
@@ -107,17 +107,19 @@ def _chosen() -> str:
 def _check(name: str, source: str) -> None:
     if name not in _NAMES:
         raise ValueError(f"{source} must be one of {', '.join(_NAMES)}, got {name!r}")
-    if name in _missing():
-        raise RuntimeError(f"{source} asks for the {name} backend, which is {_missing()[name]}")
+    if name in load_extensions():
+        raise RuntimeError(
+            f"{source} asks for the {name} backend, which is {load_extensions()[name]}"
+        )
 
 
 @functools.cache
-def _missing() -> dict[str, str]:
-    """Load the extensions; the reasons of those that are not there."""
+def load_extensions() -> dict[str, str]:
+    """Load the compiled kernels, which registers them; the reasons of those that are not there."""
     missing = {}
     for name, module in _EXTENSIONS.items():
         if importlib.util.find_spec(module) is None:
-            missing[name] = f"not built (there is no {module})"
+            missing[name] = f"not built (there is no {module}; docs/INSTALL.md has the command)"
             continue
         try:
             importlib.import_module(module)

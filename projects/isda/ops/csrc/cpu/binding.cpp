@@ -1,0 +1,212 @@
+// Registers the CPU kernels of isda::ms_deform_attn and its backward with PyTorch, through the
+// stable ABI: one binary serves PyTorch 2.10 and later. Python defines the operators and reports
+// mistakes to users; the checks here only keep memory safe whoever calls.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using isda::Kernels;
+using isda::Problem;
+using isda::Type;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kWorkPerThread = 1 << 17;  // samples times channels, some 50 microseconds
+
+Type type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return Type::kDouble;
+    case ScalarType::Float:
+      return Type::kFloat;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    case ScalarType::Half:
+      return Type::kHalf;
+    default:
+      STD_TORCH_CHECK(false, "value must be float64, float32, bfloat16 or float16");
+  }
+}
+
+ScalarType computed_with(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Kernels kernels(Type type) {
+#if defined(__x86_64__)
+  // ISDA_MSDA_CPU=baseline is for tests.
+  static const bool modern = [] {
+    const char* wanted = std::getenv("ISDA_MSDA_CPU");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c") && !(wanted && std::strcmp(wanted, "baseline") == 0);
+  }();
+  if (modern) return isda::avx2::kernels(type);
+#endif
+  return isda::baseline::kernels(type);
+}
+
+void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& expected) {
+  bool same = tensor.dim() == int64_t(expected.size());
+  for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(i) == expected[i];
+  STD_TORCH_CHECK(same, name, " does not have the shape that the value and the others ask for");
+}
+
+// The inputs, contiguous, and the problem that points into them.
+struct Inputs {
+  Inputs(
+      const Tensor& value_, const Tensor& shapes_, const Tensor& starts_,
+      const Tensor& locations_, const Tensor& weights_)
+      : value(torch::stable::contiguous(value_)),
+        shapes(torch::stable::contiguous(shapes_)),
+        starts(torch::stable::contiguous(starts_)),
+        locations(torch::stable::contiguous(locations_)),
+        weights(torch::stable::contiguous(weights_)) {
+    STD_TORCH_CHECK(
+        value.dim() == 4 && weights.dim() == 5,
+        "value must be (B, S, heads, channels) and attention_weights (B, Q, heads, L, points)");
+    const int64_t B = problem.images = value.size(0);
+    const int64_t M = problem.heads = value.size(2);
+    const int64_t Q = problem.queries = weights.size(1);
+    const int64_t L = problem.levels = weights.size(3);
+    const int64_t P = problem.points = weights.size(4);
+    problem.tokens = value.size(1);
+    problem.channels = value.size(3);
+    check_shape(weights, "attention_weights", {B, Q, M, L, P});
+    check_shape(locations, "sampling_locations", {B, Q, M, L, P, 2});
+    check_shape(shapes, "spatial_shapes", {L, 2});
+    check_shape(starts, "level_start_index", {L});
+    const ScalarType wide = computed_with(value.scalar_type());
+    STD_TORCH_CHECK(
+        locations.scalar_type() == wide && weights.scalar_type() == wide,
+        "sampling_locations and attention_weights must be float64 if value is, else float32");
+    STD_TORCH_CHECK(
+        shapes.scalar_type() == ScalarType::Long && starts.scalar_type() == ScalarType::Long,
+        "spatial_shapes and level_start_index must be int64");
+    for (const Tensor* tensor : {&shapes, &starts, &locations, &weights}) {
+      STD_TORCH_CHECK(tensor->is_cpu(), "all tensors must be on the CPU, as value is");
+    }
+    problem.shapes = static_cast<const int64_t*>(shapes.const_data_ptr());
+    problem.starts = static_cast<const int64_t*>(starts.const_data_ptr());
+    problem.value = value.const_data_ptr();
+    problem.locations = locations.const_data_ptr();
+    problem.weights = weights.const_data_ptr();
+    check_levels();
+  }
+
+  void check_levels() const {
+    const int64_t tokens = problem.tokens;
+    STD_TORCH_CHECK(
+        tokens <= std::numeric_limits<int32_t>::max() / 4, "value has too many tokens: ", tokens);
+    for (int64_t level = 0; level < problem.levels; ++level) {
+      const int64_t height = problem.shapes[2 * level], width = problem.shapes[2 * level + 1];
+      const int64_t start = problem.starts[level];
+      // Extents first, so that their product cannot overflow. One that is beyond the tokens is
+      // harmless beside a zero, but coordinates must be exact.
+      const bool bounded = height >= 0 && width >= 0 && start >= 0 && start <= tokens &&
+                           height <= (1 << 24) && width <= (1 << 24);
+      STD_TORCH_CHECK(
+          bounded && start + height * width <= tokens, "level ", level, " of ", height, "x", width,
+          " cells from token ", start, " does not fit into the value's ", tokens, " tokens");
+    }
+  }
+
+  // How many units of work, each of so many queries and heads, are worth a thread.
+  int64_t grain(int64_t bags) const {
+    return 1 + kWorkPerThread / (bags * problem.levels * problem.points * problem.channels);
+  }
+
+  bool empty() const { return value.numel() == 0 || weights.numel() == 0; }
+
+  Tensor value, shapes, starts, locations, weights;
+  Problem problem{};
+};
+
+Tensor forward(
+    Tensor value, Tensor shapes, Tensor starts, Tensor locations, Tensor weights) {
+  Inputs inputs(value, shapes, starts, locations, weights);
+  Problem& problem = inputs.problem;
+  const std::array<int64_t, 3> size = {
+      problem.images, problem.queries, problem.heads * problem.channels};
+  if (inputs.empty()) return torch::stable::new_zeros(value, size);
+  Tensor output = torch::stable::new_empty(value, size);
+  problem.output = output.mutable_data_ptr();
+  const auto run = kernels(type_of(value.scalar_type())).forward;
+  const int64_t blocks =
+      (problem.queries + isda::kQueriesPerBlock - 1) / isda::kQueriesPerBlock;
+  torch::stable::parallel_for(
+      0, problem.images * blocks, inputs.grain(isda::kQueriesPerBlock * problem.heads),
+      [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(
+    Tensor grad_output, Tensor value, Tensor shapes, Tensor starts, Tensor locations,
+    Tensor weights, std::vector<bool> output_mask) {
+  Inputs inputs(value, shapes, starts, locations, weights);
+  Problem& problem = inputs.problem;
+  const ScalarType type = value.scalar_type(), wide = computed_with(type);
+  check_shape(
+      grad_output, "grad_output",
+      {problem.images, problem.queries, problem.heads * problem.channels});
+  STD_TORCH_CHECK(grad_output.scalar_type() == type, "grad_output must have the value's dtype");
+  STD_TORCH_CHECK(grad_output.is_cpu(), "all tensors must be on the CPU, as value is");
+  STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have three entries");
+  const bool geometry = output_mask[1] || output_mask[2];
+  const std::array<int64_t, 1> nothing = {0};
+  const Tensor grads = torch::stable::contiguous(grad_output);
+  Tensor grad_value = output_mask[0]
+                          ? torch::stable::new_zeros(inputs.value, inputs.value.sizes(), wide)
+                          : torch::stable::new_empty(value, nothing);
+  const auto like = [&](const Tensor& tensor, bool wanted) {
+    if (!wanted) return torch::stable::new_empty(tensor, nothing);
+    // Where there is something to compute all of it gets written.
+    return inputs.empty() ? torch::stable::new_zeros(tensor, tensor.sizes())
+                          : torch::stable::new_empty(tensor, tensor.sizes());
+  };
+  Tensor grad_locations = like(inputs.locations, geometry);
+  Tensor grad_weights = like(inputs.weights, geometry);
+  if (!inputs.empty()) {
+    problem.grad_output = grads.const_data_ptr();
+    if (output_mask[0]) problem.grad_value = grad_value.mutable_data_ptr();
+    if (geometry) {
+      problem.grad_locations = grad_locations.mutable_data_ptr();
+      problem.grad_weights = grad_weights.mutable_data_ptr();
+    }
+    const auto run = kernels(type_of(type)).backward;
+    torch::stable::parallel_for(
+        0, problem.images * problem.heads, inputs.grain(problem.queries),
+        [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+  }
+  if (wide != type && output_mask[0]) grad_value = torch::stable::to(grad_value, type);
+  if (!output_mask[1]) grad_locations = torch::stable::new_empty(locations, nothing);
+  if (!output_mask[2]) grad_weights = torch::stable::new_empty(weights, nothing);
+  return {grad_value, grad_locations, grad_weights};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(isda, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&backward));
+}
+
+PyMODINIT_FUNC PyInit__msda_cpu() {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_msda_cpu", "CPU kernels of isda.ops, registered with PyTorch.", -1,
+      nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
