@@ -77,7 +77,11 @@ def extensions() -> dict:
         ],
         py_limited_api=True,
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": Build},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},  # a wheel for every later Python
+    }
 
 
 def obstacle_to_building() -> "str | None":
