@@ -17,7 +17,7 @@ from setuptools.errors import BaseError, CCompilerError
 # Detectron2 is needed too, but is on no package index under its own name, so it cannot be stated
 # here: `make env` and docs/INSTALL.md install it, and `isda` says so where it is missing.
 REQUIREMENTS = [
-    "torch>=2.4",
+    "torch>=2.10",
     "torchvision",
     "numpy",
     "scipy",

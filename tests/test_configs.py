@@ -78,7 +78,7 @@ def small_config(path: Path, output: Path) -> CfgNode:
         small["MODEL.TORCH_BACKBONE.WEIGHTS"] = ""
     cfg.merge_from_list([item for pair in small.items() for item in pair])
     check_config(cfg)
-    resolve_classes(cfg)
+    resolve_classes(cfg, cfg.DATASETS.TRAIN)
     cfg.freeze()
     return cfg
 
