@@ -67,8 +67,8 @@ class Model:
     planned_seconds: float  # on two cores
 
 
-ISDA = Model("ISDA", "isda", "configs/nuclei/isda_tiny.yaml", 270.0)
-MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 180.0)
+ISDA = Model("ISDA", "isda", "configs/nuclei/isda_tiny.yaml", 220.0)
+MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 330.0)
 
 
 @dataclass
