@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from isda import add_isda_config
 from isda.structures import SetPrediction
-from isda.training.criterion import SetCriterion
+from isda.training.criterion import MaskCriterion
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
 CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
@@ -162,7 +162,7 @@ class TrainingStep:
             targets = self.model.targets(inputs)
         with meter("matching"):
             matches = criterion.matcher(leaves, targets)
-        matched = SetCriterion(
+        matched = MaskCriterion(
             lambda *_: matches,
             class_weight=criterion.class_weight,
             mask_weight=criterion.mask_weight,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["SetPrediction", "SetTarget"]
+__all__ = ["EmbeddedPrediction", "EmbeddedTarget", "SetPrediction", "SetTarget"]
 
 
 @dataclass
@@ -30,3 +30,26 @@ class SetTarget:
 
     classes: Tensor  # (G,) int64
     masks: Tensor  # (G, valid h, valid w) in [0, 1], at the mask stride
+
+
+@dataclass
+class EmbeddedPrediction:
+    """N instances per image, as one refinement step predicts them: a mask is a short vector.
+
+    The vector describes the mask inside the box; whoever needs masks decodes the few that count.
+    """
+
+    class_logits: Tensor  # (B, N, K)
+    boxes: Tensor  # (B, N, 4) XYXY in pixels of the padded image, never empty; float32
+    embeddings: Tensor  # (B, N, d)
+
+
+@dataclass
+class EmbeddedTarget:
+    """G ground-truth instances of one image, each mask cropped to its box and encoded, once."""
+
+    classes: Tensor  # (G,) int64
+    boxes: Tensor  # (G, 4) XYXY in pixels
+    masks: Tensor  # (G, S, S) bool, inside the box
+    embeddings: Tensor  # (G, d)
+    image_size: tuple[int, int]  # (height, width) without padding

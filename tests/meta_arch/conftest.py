@@ -12,8 +12,8 @@ from isda.meta_arch.isda import ISDA
 from isda.modeling.deformable_transformer import DeformableTransformer
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
-from isda.training.criterion import SetCriterion
-from isda.training.matching import HungarianMatcher
+from isda.training.criterion import MaskCriterion
+from isda.training.matching import MaskMatcher
 
 NAMES = ["res2", "res3", "res4", "res5"]
 
@@ -71,7 +71,7 @@ def build_tiny_isda(
             mask_stride=mask_stride,
             position=mask_position,
         ),
-        criterion=SetCriterion(HungarianMatcher()),
+        criterion=MaskCriterion(MaskMatcher()),
         pixel_mean=(120.0, 115.0, 105.0),
         pixel_std=(58.0, 57.0, 57.5),
         max_instances=max_instances,

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from isda.modeling.mask_head import InstanceHead, MaskFeatureHead, position_channels, prior_bias
+from isda.modeling.initialization import prior_bias
+from isda.modeling.mask_head import InstanceHead, MaskFeatureHead, position_channels
 
 
 def random_levels(channels, height=64, width=96, batch=2):

@@ -6,8 +6,8 @@ import torch
 
 from isda.structures import SetPrediction, SetTarget
 from isda.training import criterion as criterion_module
-from isda.training.criterion import SetCriterion, averaged_count
-from isda.training.matching import HungarianMatcher
+from isda.training.criterion import MaskCriterion, averaged_count
+from isda.training.matching import MaskMatcher
 
 NUM_LAYERS, BATCH, NUM_QUERIES, NUM_CLASSES, CHANNELS = 3, 2, 5, 4, 6
 
@@ -46,7 +46,7 @@ def log_sigmoid(x):
 @torch.no_grad()
 def losses_by_loops(predictions, targets):
     """The formulas of the paper in Python's floats (float64); the matching is taken as given."""
-    matches = HungarianMatcher()(predictions, targets)
+    matches = MaskMatcher()(predictions, targets)
     count = max(sum(len(m.layers) for m in matches) / NUM_LAYERS, 1)
     focal, dice = [0.0] * NUM_LAYERS, [0.0] * NUM_LAYERS
     classes = {}
@@ -76,7 +76,7 @@ def losses_by_loops(predictions, targets):
 @pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0), (7, 1)])
 def test_losses_against_loops(counts):
     predictions, targets = random_predictions(), random_targets(counts)
-    losses = SetCriterion(HungarianMatcher())(predictions, targets)
+    losses = MaskCriterion(MaskMatcher())(predictions, targets)
     focal, dice = losses_by_loops(predictions, targets)
     names = ["0", "1", None]
     expected = {}
@@ -89,14 +89,14 @@ def test_losses_against_loops(counts):
 
 
 def test_names_of_one_layer():
-    losses = SetCriterion(HungarianMatcher())(random_predictions()[:1], random_targets())
+    losses = MaskCriterion(MaskMatcher())(random_predictions()[:1], random_targets())
     assert list(losses) == ["loss_cls", "loss_mask"]
 
 
 def test_weights():
     args = (random_predictions(), random_targets())
-    once = SetCriterion(HungarianMatcher(), class_weight=1, mask_weight=1)(*args)
-    weighted = SetCriterion(HungarianMatcher(), class_weight=5, mask_weight=7)(*args)
+    once = MaskCriterion(MaskMatcher(), class_weight=1, mask_weight=1)(*args)
+    weighted = MaskCriterion(MaskMatcher(), class_weight=5, mask_weight=7)(*args)
     for name, loss in once.items():
         factor = 5 if name.startswith("loss_cls") else 7
         assert weighted[name].item() == pytest.approx(factor * loss.item(), rel=1e-6)
@@ -104,11 +104,11 @@ def test_weights():
 
 def test_padding_is_not_looked_at():
     predictions, targets = random_predictions(), random_targets()
-    before = SetCriterion(HungarianMatcher())(predictions, targets)
+    before = MaskCriterion(MaskMatcher())(predictions, targets)
     with torch.no_grad():
         predictions[0].mask_features[0, :, 5:] = 100
         predictions[0].mask_features[1, :, :, 4:] = 100
-    after = SetCriterion(HungarianMatcher())(predictions, targets)
+    after = MaskCriterion(MaskMatcher())(predictions, targets)
     assert before == after
     sum(after.values()).backward()
     grad = predictions[0].mask_features.grad
@@ -119,8 +119,8 @@ def test_padding_is_not_looked_at():
 
 def test_only_matched_kernels_receive_a_mask_gradient():
     predictions, targets = random_predictions(), random_targets()
-    matches = HungarianMatcher()(predictions, targets)
-    losses = SetCriterion(HungarianMatcher())(predictions, targets)
+    matches = MaskMatcher()(predictions, targets)
+    losses = MaskCriterion(MaskMatcher())(predictions, targets)
     sum(loss for name, loss in losses.items() if name.startswith("loss_mask")).backward()
     for layer, prediction in enumerate(predictions):
         for image, match in enumerate(matches):
@@ -131,7 +131,7 @@ def test_only_matched_kernels_receive_a_mask_gradient():
 
 def test_without_instances_every_input_still_has_a_gradient():
     predictions = random_predictions()
-    losses = SetCriterion(HungarianMatcher())(predictions, random_targets((0, 0)))
+    losses = MaskCriterion(MaskMatcher())(predictions, random_targets((0, 0)))
     sum(losses.values()).backward()
     for gradient in gradients(predictions):
         assert gradient is not None
@@ -146,7 +146,7 @@ def test_recomputed_chunks_change_nothing(rows, monkeypatch):
     for elements in (2**22, rows * 35):
         monkeypatch.setattr(criterion_module, "_CHUNK_ELEMENTS", elements)
         predictions = random_predictions()
-        losses = SetCriterion(HungarianMatcher())(
+        losses = MaskCriterion(MaskMatcher())(
             predictions, random_targets((4, 5), valid=((5, 7), (5, 7)))
         )
         sum(losses.values()).backward()
@@ -166,7 +166,7 @@ def test_chunks_keep_memory_from_growing_with_the_instances(monkeypatch):
 
         targets = random_targets((5, 5), valid=((6, 7), (6, 7)))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            losses = SetCriterion(HungarianMatcher())(predictions, targets)
+            losses = MaskCriterion(MaskMatcher())(predictions, targets)
         assert losses
         return sum(saved.values()) / 4
 
@@ -178,7 +178,7 @@ def test_predictions_that_are_not_finite_show_in_the_loss():
     predictions = random_predictions()
     with torch.no_grad():
         predictions[1].kernels[0] = float("nan")
-    losses = SetCriterion(HungarianMatcher())(predictions, random_targets())
+    losses = MaskCriterion(MaskMatcher())(predictions, random_targets())
     # The culprit is named: no other term turns non-finite with it.
     assert [name for name, loss in losses.items() if not loss.isfinite()] == ["loss_mask_1"]
 
@@ -192,7 +192,7 @@ def test_low_precision_predictions_are_lifted_to_float32(dtype):
             full.class_logits.copy_(low.class_logits)
             full.kernels.copy_(low.kernels)
             full.mask_features.copy_(low.mask_features)
-    criterion = SetCriterion(HungarianMatcher())
+    criterion = MaskCriterion(MaskMatcher())
     expected = criterion(exact, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = criterion(rounded, targets)

@@ -7,7 +7,7 @@ import torch
 
 from isda.structures import SetPrediction, SetTarget
 from isda.training import matching
-from isda.training.matching import HungarianMatcher, assign
+from isda.training.matching import MaskMatcher, assign
 
 CELLS = (5, 6)  # of the padded batch
 
@@ -55,7 +55,7 @@ def test_cost_against_loops():
     predictions = random_predictions()
     targets = [random_target(3), random_target(2, valid=(5, 6))]
     for image, target in enumerate(targets):
-        cost = HungarianMatcher().cost(predictions, target, image)
+        cost = MaskMatcher().cost(predictions, target, image)
         assert cost.shape == (2, 4, len(target.classes))
         assert cost.dtype == torch.float32
         for layer, query, instance in itertools.product(*map(range, cost.shape)):
@@ -65,9 +65,9 @@ def test_cost_against_loops():
 
 def test_cost_weights():
     predictions, target = random_predictions(), random_target(3)
-    both = HungarianMatcher(5.0, 7.0).cost(predictions, target, 0)
-    classes = HungarianMatcher(1.0, 0.0).cost(predictions, target, 0)
-    masks = HungarianMatcher(0.0, 1.0).cost(predictions, target, 0)
+    both = MaskMatcher(5.0, 7.0).cost(predictions, target, 0)
+    classes = MaskMatcher(1.0, 0.0).cost(predictions, target, 0)
+    masks = MaskMatcher(0.0, 1.0).cost(predictions, target, 0)
     torch.testing.assert_close(both, 5 * classes + 7 * masks)
 
 
@@ -91,7 +91,7 @@ def test_assignment_is_the_cheapest(num_queries, num_targets):
 def test_matches_of_a_batch(counts):
     predictions = random_predictions(num_layers=3)
     targets = [random_target(count) for count in counts]
-    matcher = HungarianMatcher()
+    matcher = MaskMatcher()
     for image, (match, target) in enumerate(
         zip(matcher(predictions, targets), targets, strict=True)
     ):
@@ -115,9 +115,7 @@ def test_perfect_predictions_are_matched_to_their_targets():
     predictions[0].kernels, predictions[0].mask_features = torch.eye(4)[None], features
     masks = torch.zeros(2, 2, 2)
     masks[0, 1, 1] = masks[1, 0, 1] = 1
-    (match,) = HungarianMatcher(class_cost=0.0)(
-        predictions, [SetTarget(torch.tensor([0, 1]), masks)]
-    )
+    (match,) = MaskMatcher(class_cost=0.0)(predictions, [SetTarget(torch.tensor([0, 1]), masks)])
     assert sorted(zip(match.queries.tolist(), match.targets.tolist(), strict=True)) == [
         (1, 1),
         (3, 0),
@@ -138,14 +136,14 @@ def test_predictions_that_are_not_finite_are_matched_all_the_same(bad):
     predictions = random_predictions()
     predictions[0].class_logits[0, 1, 2] = bad
     predictions[1].kernels[1] = bad
-    matches = HungarianMatcher()(predictions, [random_target(3), random_target(2)])
+    matches = MaskMatcher()(predictions, [random_target(3), random_target(2)])
     assert [len(match.layers) for match in matches] == [6, 4]
 
 
 def test_chunks_change_nothing(monkeypatch):
     predictions, target = random_predictions(), random_target(3)
     terms = matching.soft_iou_terms
-    whole = HungarianMatcher().cost(predictions, target, 0)
+    whole = MaskMatcher().cost(predictions, target, 0)
     for elements in (1, 24, 8 * 7):  # one, three and seven pixels for 2 layers × 4 queries
         monkeypatch.setattr(matching, "_CHUNK_ELEMENTS", elements)
         calls = []
@@ -156,7 +154,7 @@ def test_chunks_change_nothing(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(matching, "soft_iou_terms", counted)
-            chunked = HungarianMatcher().cost(predictions, target, 0)
+            chunked = MaskMatcher().cost(predictions, target, 0)
         assert max(calls) == max(elements // 8, 1)
         assert sum(calls) == 4 * 5
         torch.testing.assert_close(chunked, whole)
@@ -173,7 +171,7 @@ def test_costs_reach_the_host_in_one_transfer(counts, monkeypatch):
             return original(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    HungarianMatcher()(random_predictions(num_layers=6), [random_target(c) for c in counts])
+    MaskMatcher()(random_predictions(num_layers=6), [random_target(c) for c in counts])
     assert calls == ["cpu"]
 
 
@@ -183,7 +181,7 @@ def test_matching_needs_no_gradient():
         prediction.kernels.requires_grad_()
         prediction.class_logits.requires_grad_()
     costs = []
-    matcher = HungarianMatcher()
+    matcher = MaskMatcher()
     original = matcher.cost
     matcher.cost = lambda *args: costs.append(original(*args)) or costs[-1]
     matcher(predictions, [random_target(3), random_target(2)])

@@ -1,7 +1,5 @@
 """ISDA: position-aware instance segmentation with deformable attention (arXiv 2202.12251)."""
 
-import math
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -9,17 +7,16 @@ from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
+from isda.meta_arch.inputs import check_classes, ground_truth_masks, normalised_images
 from isda.modeling.deformable_transformer import DeformableTransformer
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
 from isda.modeling.postprocessing import select_instances
 from isda.structures import SetPrediction, SetTarget
-from isda.training.criterion import SetCriterion
-from isda.training.matching import HungarianMatcher
+from isda.training.criterion import MaskCriterion
+from isda.training.matching import MaskMatcher
 
 __all__ = ["ISDA"]
-
-_SIZE_DIVISIBILITY = 32
 
 
 @META_ARCH_REGISTRY.register()
@@ -39,7 +36,7 @@ class ISDA(nn.Module):
         transformer: DeformableTransformer,
         instance_head: InstanceHead,
         mask_feature_head: MaskFeatureHead,
-        criterion: SetCriterion,
+        criterion: MaskCriterion,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         max_instances: int = 100,
@@ -87,8 +84,8 @@ class ISDA(nn.Module):
                 mask_stride=isda.MASK_STRIDE,
                 position=isda.MASK_POSITION,
             ),
-            "criterion": SetCriterion(
-                HungarianMatcher(isda.CLASS_COST, isda.MASK_COST),
+            "criterion": MaskCriterion(
+                MaskMatcher(isda.CLASS_COST, isda.MASK_COST),
                 class_weight=isda.CLASS_WEIGHT,
                 mask_weight=isda.MASK_WEIGHT,
             ),
@@ -119,12 +116,7 @@ class ISDA(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them to one size, a multiple of 32."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        return ImageList.from_tensors(
-            [(image - self.pixel_mean) / self.pixel_std for image in images],
-            math.lcm(max(self.backbone.size_divisibility, 1), _SIZE_DIVISIBILITY),
-            padding_constraints=self.backbone.padding_constraints,
-        )
+        return normalised_images(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
 
     def predict(self, images: ImageList) -> list[SetPrediction]:
         """One prediction per decoder layer; at inference of the last layer only."""
@@ -150,13 +142,9 @@ class ISDA(nn.Module):
         return targets
 
     def _target(self, instances: Instances) -> tuple[SetTarget, int]:
-        classes, num_classes = instances.gt_classes, self.instance_head.classes.out_features
-        if len(classes) and int(classes.max()) >= num_classes:
-            raise ValueError(
-                f"a ground truth has class {int(classes.max())}, but the model has only "
-                f"{num_classes} classes: set MODEL.ISDA.NUM_CLASSES"
-            )
-        classes = classes.to(self.device)
+        num_classes = self.instance_head.classes.out_features
+        check_classes(instances, num_classes, "MODEL.ISDA.NUM_CLASSES")
+        classes = instances.gt_classes.to(self.device)
         masks = _bit_masks(instances).to(self.device)
         masks = shrink_masks(masks, self.mask_feature_head.mask_stride)
         visible = masks.flatten(1).any(dim=1)
@@ -203,15 +191,7 @@ def shrink_masks(masks: Tensor, stride: int) -> Tensor:
 
 def _bit_masks(instances: Instances) -> Tensor:
     """``(G, H, W)`` bool from either of Detectron2's mask structures."""
-    if not instances.has("gt_masks"):
-        if len(instances):
-            raise ValueError(
-                "a ground truth has no masks (gt_masks), from which ISDA learns: set "
-                "MODEL.MASK_ON True and give every annotation a segmentation"
-            )
-        # Detectron2's own mapper leaves the field out where there are no annotations.
-        return torch.zeros(0, *instances.image_size, dtype=torch.bool)
-    masks = instances.gt_masks
+    masks = ground_truth_masks(instances)
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
     return masks.tensor

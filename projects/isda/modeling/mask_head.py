@@ -8,17 +8,13 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from isda.modeling.initialization import prior_bias
 from isda.modeling.position_encoding import inverse_sigmoid
 
-__all__ = ["InstanceHead", "MaskFeatureHead", "prior_bias"]
+__all__ = ["InstanceHead", "MaskFeatureHead"]
 
 _FINEST_STRIDE = 4
 _COARSEST_STRIDE = 32
-
-
-def prior_bias(probability: float = 0.01) -> float:
-    """Bias that makes a fresh sigmoid classifier answer ``probability`` (RetinaNet, 1708.02002)."""
-    return -math.log((1 - probability) / probability)
 
 
 class InstanceHead(nn.Module):

@@ -1,13 +1,23 @@
 """From a set of predictions to ``Instances`` at the image's own size."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from isda.structures import SetPrediction
+from isda.structures import EmbeddedPrediction, SetPrediction
 
-__all__ = ["maskness", "masks_to_boxes", "paste_masks", "select_instances"]
+__all__ = [
+    "best_pairs",
+    "maskness",
+    "masks_to_boxes",
+    "paste_masks",
+    "select_embedded_instances",
+    "select_instances",
+]
 
 _CHUNK_PIXELS = 2**24  # 64 MB of float32 mask probabilities at a time
 
@@ -36,7 +46,7 @@ def select_instances(
         ``pred_boxes`` (XYXY, tight), ``pred_masks`` ``(n, height, width)`` bool, ``scores``
         (class probability × maskness, descending) and ``pred_classes``. Empty masks are dropped.
     """
-    scores, queries, classes = _best_pairs(prediction.class_logits[image], max_instances)
+    scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
     features = prediction.mask_features[image]
     kernels = prediction.kernels[image, queries].to(features.dtype)
     probs = torch.einsum("nc,chw->nhw", kernels, features).float().sigmoid()
@@ -55,6 +65,56 @@ def select_instances(
         scores=scores[order][kept],
         pred_classes=classes[order][kept],
     )
+
+
+def select_embedded_instances(
+    prediction: EmbeddedPrediction,
+    image: int,
+    decode: Callable[[Tensor], Tensor],
+    *,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    max_instances: int = 100,
+    threshold: float = 0.5,
+) -> Instances:
+    """The best (query, class) pairs of one image (ISTR, arXiv 2105.00637). No NMS.
+
+    Only what is chosen is decoded, and only what lies in the image is pasted.
+
+    Args:
+        image: its index in the batch.
+        decode: ``(n, d)`` embeddings to ``(n, S, S)`` mask probabilities.
+        image_size: ``(height, width)`` that the model saw, without padding.
+        output_size: ``(height, width)`` of the masks to return.
+        max_instances: pairs to consider.
+        threshold: a pixel is in a mask when its probability is at least this.
+
+    Returns:
+        ``pred_boxes`` (XYXY, clipped), ``pred_masks`` ``(n, height, width)`` bool, ``scores`` (the
+        class probabilities, descending) and ``pred_classes``. Boxes outside the image are dropped.
+    """
+    scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
+    chosen = Instances(
+        image_size,
+        pred_boxes=Boxes(prediction.boxes[image, queries]),
+        scores=scores,
+        pred_classes=classes,
+        pred_masks=decode(prediction.embeddings[image, queries])[:, None],  # (n, 1, S, S)
+    )
+    return detector_postprocess(chosen, *output_size, mask_threshold=threshold)
+
+
+def best_pairs(class_logits: Tensor, max_instances: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, queries and classes of the best of all N·K pairs, descending: ``(n,)`` each.
+
+    Args:
+        class_logits: ``(N, K)``.
+        max_instances: n, if there are as many pairs.
+    """
+    probs = class_logits.float().sigmoid()  # (N, K)
+    scores, indices = probs.flatten().topk(min(max_instances, probs.numel()))
+    queries = torch.div(indices, probs.shape[1], rounding_mode="floor")
+    return scores, queries, indices % probs.shape[1]
 
 
 def maskness(probs: Tensor, threshold: float = 0.5) -> Tensor:
@@ -92,13 +152,6 @@ def masks_to_boxes(masks: Tensor) -> Boxes:
     left, right = _first_and_end(masks.any(dim=1))
     top, bottom = _first_and_end(masks.any(dim=2))
     return Boxes(torch.stack([left, top, right, bottom], dim=1).float())
-
-
-def _best_pairs(class_logits: Tensor, max_instances: int) -> tuple[Tensor, Tensor, Tensor]:
-    probs = class_logits.float().sigmoid()  # (N, K)
-    scores, indices = probs.flatten().topk(min(max_instances, probs.numel()))
-    queries = torch.div(indices, probs.shape[1], rounding_mode="floor")
-    return scores, queries, indices % probs.shape[1]
 
 
 def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:

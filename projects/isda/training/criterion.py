@@ -1,4 +1,7 @@
-"""The loss of a set of masks."""
+"""The losses of a set of instances, as masks or as boxes with mask embeddings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -7,46 +10,152 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from isda.structures import SetPrediction, SetTarget
-from isda.training.losses import dice_loss
-from isda.training.matching import HungarianMatcher, Matches
+from isda.structures import EmbeddedPrediction, EmbeddedTarget, SetPrediction, SetTarget
+from isda.training.losses import dice_loss, generalized_iou
+from isda.training.matching import EmbeddingMatcher, HungarianMatcher, MaskMatcher, Matches
 
-__all__ = ["SetCriterion", "averaged_count"]
+__all__ = ["EmbeddingCriterion", "MaskCriterion", "SetCriterion", "averaged_count"]
 
 _CHUNK_ELEMENTS = 2**22  # 16 MB of float32 mask logits at a time
 
 
 class SetCriterion(nn.Module):
-    """Focal and dice loss of all decoder layers (ISDA, arXiv 2202.12251, section 2.4)."""
+    """Matching, focal loss of all layers, and losses of the pairs, which subclasses know."""
 
-    def __init__(
-        self, matcher: HungarianMatcher, class_weight: float = 2.0, mask_weight: float = 3.0
-    ):
+    def __init__(self, matcher: HungarianMatcher, class_weight: float = 2.0):
         super().__init__()
         self.matcher = matcher
         self.class_weight = class_weight
-        self.mask_weight = mask_weight
 
-    def forward(
-        self, predictions: list[SetPrediction], targets: list[SetTarget]
-    ) -> dict[str, Tensor]:
+    def forward(self, predictions: list, targets: list) -> dict[str, Tensor]:
         """
         Args:
-            predictions: one per decoder layer, all with the same mask features.
+            predictions: one per layer.
             targets: one per image.
 
         Returns:
-            ``loss_cls`` and ``loss_mask`` of the last layer, ``loss_cls_0`` … of the others;
-            float32 scalars, weighted.
+            ``loss_cls`` and the pairs' losses of the last layer, ``loss_cls_0`` … of the others;
+            float32 scalars, weighted, divided by the pairs of a layer (mean over processes).
         """
         with torch.autocast(predictions[0].class_logits.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
             logits = torch.stack([p.class_logits for p in predictions]).float()  # (L, B, N, K)
             num_pairs = sum(len(m.layers) for m in matches) / len(predictions)
             count = averaged_count(num_pairs, logits.device)
-            class_loss = _class_loss(logits, targets, matches) * (self.class_weight / count)
-            mask_loss = _mask_loss(predictions, targets, matches) * (self.mask_weight / count)
-        return _named({"loss_cls": class_loss, "loss_mask": mask_loss})
+            losses = {"loss_cls": self.class_weight * _class_loss(logits, targets, matches)}
+            losses |= self.pair_losses(predictions, targets, matches)
+            return _named({name: loss / count for name, loss in losses.items()})
+
+    def pair_losses(
+        self, predictions: list, targets: list, matches: list[Matches]
+    ) -> dict[str, Tensor]:
+        """Weighted sums over the pairs of each layer, ``(L,)`` float32 by name.
+
+        Without any pair they are zeros that still reach every parameter: under DDP each process
+        has to take part in every reduction.
+        """
+        raise NotImplementedError
+
+
+class MaskCriterion(SetCriterion):
+    """Focal and dice loss (ISDA, arXiv 2202.12251, section 2.4)."""
+
+    def __init__(self, matcher: MaskMatcher, class_weight: float = 2.0, mask_weight: float = 3.0):
+        super().__init__(matcher, class_weight)
+        self.mask_weight = mask_weight
+
+    def pair_losses(
+        self, predictions: list[SetPrediction], targets: list[SetTarget], matches: list[Matches]
+    ) -> dict[str, Tensor]:
+        return {"loss_mask": self.mask_weight * _mask_loss(predictions, targets, matches)}
+
+
+class EmbeddingCriterion(SetCriterion):
+    """Focal loss; L1 and GIoU of boxes; MSE of mask embeddings; dice of what they decode to.
+
+    ISTR, arXiv 2105.00637, section 3.3.
+    """
+
+    def __init__(
+        self,
+        matcher: EmbeddingMatcher,
+        decode: Callable[[Tensor], Tensor],
+        *,
+        class_weight: float = 2.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        embedding_weight: float = 2.0,
+        mask_weight: float = 2.0,
+    ):
+        """
+        Args:
+            decode: ``(M, d)`` embeddings to ``(M, S, S)`` mask probabilities, differentiable.
+        """
+        super().__init__(matcher, class_weight)
+        self.decode = decode
+        self.box_weight = box_weight
+        self.giou_weight = giou_weight
+        self.embedding_weight = embedding_weight
+        self.mask_weight = mask_weight
+
+    def pair_losses(
+        self,
+        predictions: list[EmbeddedPrediction],
+        targets: list[EmbeddedTarget],
+        matches: list[Matches],
+    ) -> dict[str, Tensor]:
+        pairs = _Pairs.of(predictions, targets, matches)
+        distance = (pairs.boxes - pairs.true_boxes).abs() / pairs.extents
+        error = (pairs.embeddings - pairs.true_embeddings).square()
+        masks = self.decode(pairs.embeddings)
+        terms = {
+            "loss_bbox": self.box_weight * distance.sum(dim=1),
+            "loss_giou": self.giou_weight * (1 - generalized_iou(pairs.boxes, pairs.true_boxes)),
+            "loss_embed": self.embedding_weight * error.mean(dim=1),
+            "loss_mask": self.mask_weight
+            * dice_loss(masks.flatten(1), pairs.true_masks.flatten(1), eps=1e-5),
+        }
+        zeros = masks.new_zeros(len(predictions))
+        return {name: zeros.index_add(0, pairs.layers, term) for name, term in terms.items()}
+
+
+@dataclass
+class _Pairs:
+    """The M matched pairs of all images and layers, side by side."""
+
+    layers: Tensor  # (M,)
+    boxes: Tensor  # (M, 4)
+    embeddings: Tensor  # (M, d)
+    true_boxes: Tensor  # (M, 4)
+    true_embeddings: Tensor  # (M, d)
+    true_masks: Tensor  # (M, S, S)
+    extents: Tensor  # (M, 4): the image's (width, height, width, height)
+
+    @classmethod
+    def of(
+        cls,
+        predictions: list[EmbeddedPrediction],
+        targets: list[EmbeddedTarget],
+        matches: list[Matches],
+    ) -> "_Pairs":
+        boxes = torch.stack([p.boxes for p in predictions])  # (L, B, N, 4)
+        embeddings = torch.stack([p.embeddings for p in predictions]).float()
+        per_image = []
+        for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
+            height, width = target.image_size
+            extent = boxes.new_tensor([width, height, width, height])
+            per_image.append(
+                (
+                    match.layers,
+                    boxes[match.layers, image, match.queries],
+                    embeddings[match.layers, image, match.queries],
+                    target.boxes[match.targets],
+                    target.embeddings[match.targets],
+                    target.masks[match.targets].float(),
+                    extent.expand(len(match.layers), 4),
+                )
+            )
+        return cls(*(torch.cat(parts) for parts in zip(*per_image, strict=True)))
 
 
 def averaged_count(count: float, device: torch.device) -> Tensor:
@@ -57,7 +166,7 @@ def averaged_count(count: float, device: torch.device) -> Tensor:
     return (total / comm.get_world_size()).clamp(min=1)
 
 
-def _class_loss(logits: Tensor, targets: list[SetTarget], matches: list[Matches]) -> Tensor:
+def _class_loss(logits: Tensor, targets: list, matches: list[Matches]) -> Tensor:
     """Focal loss summed over images, queries and classes: ``(L,)``."""
     one_hot = torch.zeros_like(logits)
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
@@ -73,8 +182,7 @@ def _mask_loss(
     kernels = torch.stack([p.kernels for p in predictions]).float()  # (L, B, N, C)
     features = predictions[0].mask_features
     loss = kernels.new_zeros(len(predictions))
-    # Images without any pair take part too: their zero still reaches every parameter, and under
-    # DDP each process must take part in every reduction.
+    # Images without any pair take part too: their zero reaches every parameter.
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
         matched = kernels[match.layers, image, match.queries]  # (M, C)
         dice = _dice_of_kernels(matched, features[image], target.masks, match.targets)

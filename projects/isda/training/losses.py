@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["dice_loss", "focal_cost", "soft_iou_terms"]
-
-_LOG_EPS = 1e-12
+__all__ = ["dice_loss", "focal_cost", "generalized_iou", "soft_iou_terms"]
 
 
 def dice_loss(probs: Tensor, targets: Tensor, eps: float = 0.002) -> Tensor:
@@ -23,19 +21,48 @@ def dice_loss(probs: Tensor, targets: Tensor, eps: float = 0.002) -> Tensor:
     return 1 - 2 * overlap / (total + eps)
 
 
-def focal_cost(class_logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_cost(
+    class_logits: Tensor, alpha: float = 0.25, gamma: float = 2.0, log_eps: float = 1e-12
+) -> Tensor:
     """What the focal loss changes when a query takes a class (Deformable DETR's class cost).
 
     Args:
         class_logits: ``(..., K)``.
+        log_eps: probabilities below it count as it, so that the cost is finite.
 
     Returns:
         ``(..., K)``: loss as a positive minus loss as a negative, for each class.
     """
     probs = class_logits.sigmoid()
-    positive = -alpha * (1 - probs) ** gamma * probs.clamp(min=_LOG_EPS).log()
-    negative = -(1 - alpha) * probs**gamma * (1 - probs).clamp(min=_LOG_EPS).log()
+    positive = -alpha * (1 - probs) ** gamma * probs.clamp(min=log_eps).log()
+    negative = -(1 - alpha) * probs**gamma * (1 - probs).clamp(min=log_eps).log()
     return positive - negative
+
+
+def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
+    """Generalised IoU (arXiv 1902.09630), elementwise with broadcasting.
+
+    Unlike fvcore's and torchvision's it broadcasts, is finite for boxes without area, and lets
+    NaN through instead of asserting, so that training can report the image that caused it.
+
+    Args:
+        boxes, others: ``(..., 4)`` XYXY; sides up to 1e18 in float32.
+        eps: square pixels added to the areas that are divided by.
+
+    Returns:
+        ``(...)`` in [−1, 1].
+    """
+    overlap = (
+        torch.minimum(boxes[..., 2:], others[..., 2:])
+        - torch.maximum(boxes[..., :2], others[..., :2])
+    ).clamp(min=0)
+    hull = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(
+        boxes[..., :2], others[..., :2]
+    )
+    intersection, enclosing = overlap.prod(dim=-1), hull.prod(dim=-1)
+    areas = [(b[..., 2:] - b[..., :2]).prod(dim=-1) for b in (boxes, others)]
+    union = areas[0] + areas[1] - intersection
+    return intersection / (union + eps) - (enclosing - union) / (enclosing + eps)
 
 
 def soft_iou_terms(kernels: Tensor, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

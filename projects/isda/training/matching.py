@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from isda.structures import SetPrediction, SetTarget
-from isda.training.losses import focal_cost, soft_iou_terms
+from isda.structures import EmbeddedPrediction, EmbeddedTarget, SetPrediction, SetTarget
+from isda.training.losses import focal_cost, generalized_iou, soft_iou_terms
 
-__all__ = ["HungarianMatcher", "Matches", "assign"]
+__all__ = ["EmbeddingMatcher", "HungarianMatcher", "MaskMatcher", "Matches", "assign"]
 
 _CHUNK_ELEMENTS = 2**24  # 64 MB of float32 mask probabilities at a time
 _UNUSABLE_COST = 1e6  # above any cost that finite predictions can have
@@ -18,7 +19,7 @@ _UNUSABLE_COST = 1e6  # above any cost that finite predictions can have
 
 @dataclass
 class Matches:
-    """The pairs of one image over all decoder layers."""
+    """The pairs of one image over all layers (decoder layers or refinement steps)."""
 
     layers: Tensor  # (M,) int64
     queries: Tensor  # (M,)
@@ -26,21 +27,17 @@ class Matches:
 
 
 class HungarianMatcher:
-    """Cheapest assignment per image and decoder layer (ISDA, arXiv 2202.12251, section 2.4).
+    """Cheapest assignment per image and layer; what a pair costs is for subclasses to say.
 
     The cost of all layers and images is built without a loop over queries or instances and
     reaches the host in one transfer. It holds no gradient.
     """
 
-    def __init__(self, class_cost: float = 2.0, mask_cost: float = 3.0):
-        self.class_cost = class_cost
-        self.mask_cost = mask_cost
-
     @torch.no_grad()
-    def __call__(self, predictions: list[SetPrediction], targets: list[SetTarget]) -> list[Matches]:
+    def __call__(self, predictions: list, targets: list) -> list[Matches]:
         """
         Args:
-            predictions: one per decoder layer.
+            predictions: one per layer.
             targets: one per image.
 
         Returns:
@@ -55,13 +52,62 @@ class HungarianMatcher:
             for block, cost in zip(np.split(flat, ends), costs, strict=True)
         ]
 
-    def cost(self, predictions: list[SetPrediction], target: SetTarget, image: int) -> Tensor:
+    def cost(self, predictions: list, target: object, image: int) -> Tensor:
         """Cost of every query for every ground truth of one image: ``(L, N, G)``, float32."""
+        raise NotImplementedError
+
+
+class MaskMatcher(HungarianMatcher):
+    """Focal class cost and soft IoU of masks (ISDA, arXiv 2202.12251, section 2.4)."""
+
+    def __init__(self, class_cost: float = 2.0, mask_cost: float = 3.0):
+        self.class_cost = class_cost
+        self.mask_cost = mask_cost
+
+    def cost(self, predictions: list[SetPrediction], target: SetTarget, image: int) -> Tensor:
         logits = torch.stack([p.class_logits[image] for p in predictions]).float()
         class_cost = focal_cost(logits)[..., target.classes]
         kernels = torch.stack([p.kernels[image] for p in predictions]).float()
         iou = _soft_iou(kernels.flatten(0, 1), predictions[0].mask_features[image], target.masks)
         return self.class_cost * class_cost + self.mask_cost * (1 - iou.view_as(class_cost))
+
+
+class EmbeddingMatcher(HungarianMatcher):
+    """Focal class cost, L1 and GIoU of boxes, and the cosine of mask embeddings.
+
+    ISTR, arXiv 2105.00637, section 3.2. The mask term sees no class.
+    """
+
+    def __init__(
+        self,
+        class_cost: float = 2.0,
+        box_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        embedding_cost: float = 2.0,
+    ):
+        self.class_cost = class_cost
+        self.box_cost = box_cost
+        self.giou_cost = giou_cost
+        self.embedding_cost = embedding_cost
+
+    def cost(
+        self, predictions: list[EmbeddedPrediction], target: EmbeddedTarget, image: int
+    ) -> Tensor:
+        logits = torch.stack([p.class_logits[image] for p in predictions]).float()
+        class_cost = focal_cost(logits, log_eps=1e-8)[..., target.classes]
+        boxes = torch.stack([p.boxes[image] for p in predictions])  # (L, N, 4)
+        height, width = target.image_size
+        extent = boxes.new_tensor([width, height, width, height])
+        distance = torch.cdist(boxes / extent, target.boxes / extent, p=1)
+        giou = generalized_iou(boxes[:, :, None], target.boxes)
+        embeddings = torch.stack([p.embeddings[image] for p in predictions]).float()
+        cosine = F.normalize(embeddings, dim=-1) @ F.normalize(target.embeddings, dim=-1).T
+        return (
+            self.class_cost * class_cost
+            + self.box_cost * distance
+            - self.giou_cost * giou
+            - self.embedding_cost * (1 + cosine) / 2
+        )
 
 
 def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
