@@ -30,6 +30,12 @@ SMALL_VIT = [
     *("INPUT.MAX_SIZE_TRAIN", 96, "INPUT.MAX_SIZE_TEST", 96),
 ]
 
+SMALL_RESNET = [
+    *("MODEL.RESNETS.DEPTH", 10, "MODEL.RESNETS.STEM_OUT_CHANNELS", 16),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 24, "MODEL.RESNETS.NORM", "BN"),
+    *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
+]
+
 
 def make_config(*overrides):
     cfg = get_cfg()
@@ -61,6 +67,8 @@ P2_TO_P6 = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
         pytest.param("build_vit_backbone", SMALL_VIT, P2_TO_P6, marks=needs_timm),
         ("build_torch_backbone", [], C2_TO_C5),
         ("build_torch_fpn_backbone", [], P2_TO_P6),
+        ("build_basic_resnet_backbone", SMALL_RESNET, C2_TO_C5),
+        ("build_basic_resnet_fpn_backbone", SMALL_RESNET, P2_TO_P6),
     ],
 )
 def test_outputs_have_the_shapes_they_announce(builder, overrides, strides):
@@ -413,3 +421,24 @@ def test_errors_of_vit(overrides, message):
 def test_swin_needs_four_stages():
     with pytest.raises(ValueError, match="MODEL.SWIN.DEPTHS and MODEL.SWIN.NUM_HEADS need"):
         make_backbone("build_swin_backbone", "MODEL.SWIN.DEPTHS", [2, 2, 2])
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_basic_resnet_of_full_width_is_detectron2s(depth):
+    overrides = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    overrides += ["MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.OUT_FEATURES", list(C2_TO_C5)]
+    overrides += ["MODEL.BACKBONE.FREEZE_AT", 2]
+    ours = make_backbone("build_basic_resnet_backbone", *overrides)
+    theirs = make_backbone("build_resnet_backbone", *overrides)
+    ours.load_state_dict(theirs.state_dict())  # strictly: the names are the same too
+    frozen = [name for name, p in theirs.named_parameters() if not p.requires_grad]
+    assert [name for name, p in ours.named_parameters() if not p.requires_grad] == frozen
+    image = torch.rand(1, 3, 64, 96)
+    expected = theirs.eval()(image)
+    for name, feature in ours.eval()(image).items():
+        assert torch.equal(feature, expected[name])
+
+
+def test_basic_resnet_of_unknown_depth():
+    with pytest.raises(ValueError, match=r"MODEL.RESNETS.DEPTH .* 10, 18, 34 .* got 50"):
+        make_backbone("build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", 50)
