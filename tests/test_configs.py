@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from isda import add_isda_config
+from isda import add_isda_config, add_istr_config
 from isda.checkpoint import Checkpointer
 from isda.engine.setup import ConfigError, check_config, load_config, resolve_classes
 from isda.engine.trainer import Trainer
@@ -38,6 +38,11 @@ SMALL = {
     "MODEL.ISDA.NUM_QUERIES": 12,
     "MODEL.ISDA.ENCODER_LAYERS": 1,
     "MODEL.ISDA.DECODER_LAYERS": 2,
+    "MODEL.ISTR.HIDDEN_DIM": 32,
+    "MODEL.ISTR.NUM_HEADS": 4,
+    "MODEL.ISTR.FEEDFORWARD_DIM": 32,
+    "MODEL.ISTR.DYNAMIC_DIM": 8,
+    "MODEL.ISTR.NUM_QUERIES": 12,
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
@@ -207,6 +212,7 @@ def test_every_key_is_read():
     cfg = get_cfg()
     before = set(flat_keys(cfg))
     add_isda_config(cfg)
+    add_istr_config(cfg)
     added = {key.rpartition(".")[2] for key in set(flat_keys(cfg)) - before}
     sources = [p.read_text() for p in PACKAGE.rglob("*.py") if p.name != "config.py"]
     code = re.sub(r'"[^"\n]*"', "", "\n".join(sources))  # naming a key in a message is no use

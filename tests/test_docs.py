@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from isda import add_isda_config
+from isda import add_isda_config, add_istr_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -26,6 +26,7 @@ def added_keys() -> dict:
     cfg = get_cfg()
     theirs = flattened(cfg)
     add_isda_config(cfg)
+    add_istr_config(cfg)
     return {key: value for key, value in flattened(cfg).items() if key not in theirs}
 
 
@@ -54,6 +55,7 @@ def test_what_the_pages_name_exists(page):
 def test_keys_that_the_pages_name_exist(page):
     cfg = get_cfg()
     add_isda_config(cfg)
+    add_istr_config(cfg)
     known = flattened(cfg)
     text = (ROOT / page).read_text()
     named = set(

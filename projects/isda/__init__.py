@@ -1,7 +1,7 @@
 """End-to-end, NMS-free instance segmentation on Detectron2.
 
-``from isda import add_isda_config`` registers the meta-architectures, backbones and data sets
-with Detectron2. ``import isda.ops`` alone needs nothing but PyTorch.
+``from isda import add_isda_config`` (or ``add_istr_config``) registers the meta-architectures,
+backbones and data sets with Detectron2. ``import isda.ops`` alone needs nothing but PyTorch.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import importlib.util
 
 from isda._warnings import ignore_known_warnings
 
-__all__ = ["add_isda_config"]
+__all__ = ["add_isda_config", "add_istr_config"]
 
 _REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")
 
@@ -18,11 +18,11 @@ ignore_known_warnings()
 
 def __getattr__(name: str):
     # Here and not above: whoever wants only the operator is spared Detectron2 and the models.
-    if name != "add_isda_config":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError("isda needs Detectron2: docs/INSTALL.md says how it is installed")
     for module in _REGISTERING:
         importlib.import_module(module)
-    globals()[name] = importlib.import_module("isda.config").add_isda_config
+    globals()[name] = getattr(importlib.import_module("isda.config"), name)
     return globals()[name]

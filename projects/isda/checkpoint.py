@@ -1,6 +1,7 @@
 """Saving and loading of checkpoints, and what becomes of weights that do not fit."""
 
 import logging
+import math
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ __all__ = ["Checkpointer", "WeightsError", "WeightsReport", "report_weights"]
 
 logger = logging.getLogger(__name__)
 
+_DICTIONARY = "mask_embedding.components"
 _LISTED = 8  # names of a kind that a message spells out
 
 # torchvision's ResNets call the stages layer1 to layer4; Detectron2 res2 to res5.
@@ -225,6 +227,16 @@ class Checkpointer(DetectionCheckpointer):
         )
         complete = not (report.missing or report.unexpected or report.wrong_shapes)
         logger.log(logging.INFO if complete else logging.WARNING, "Weights: %s", report)
+        # Left as initialised, a dictionary would decode another one's embeddings.
+        others = [s for s in report.wrong_shapes if s[0].endswith(_DICTIONARY)]
+        if others and self.min_matched > 0:
+            _, theirs, ours = others[0]
+            raise WeightsError(
+                f"the weights have a mask dictionary of {_described(theirs)}, the configuration "
+                f"asks for one of {_described(ours)}: set MODEL.ISTR.EMBEDDING_DIM {theirs[0]} and "
+                f"MODEL.ISTR.MASK_SIZE {math.isqrt(theirs[1])}, or, to train the mask branch "
+                "anew, MODEL.WEIGHTS_MIN_MATCHED 0"
+            )
         if report.share < self.min_matched:
             raise WeightsError(
                 f"the weights do not fit the model: {report}\n"
@@ -244,6 +256,12 @@ def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed
+
+
+def _described(components: tuple[int, int]) -> str:
+    dim, pixels = components
+    side = math.isqrt(pixels)
+    return f"{dim} components for {side}×{side} masks"
 
 
 def _listing(names: list[str]) -> str:

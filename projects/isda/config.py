@@ -2,22 +2,39 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_isda_config"]
+__all__ = ["add_isda_config", "add_istr_config"]
 
 
 def add_isda_config(cfg: CN) -> None:
-    """Add the keys of ISDA, of its data pipeline and of its solver to a Detectron2 config.
+    """Add the keys of ISDA, and those of backbones, data and solver, to a Detectron2 config.
 
     Call it after ``get_cfg()`` and before ``merge_from_file``. Defaults are those of the paper's
     COCO recipe where the key belongs to the method, and "off" where it is an extra.
     """
-    _add_model(cfg)
+    _add_shared(cfg)
+    _add_isda(cfg)
+
+
+def add_istr_config(cfg: CN) -> None:
+    """Add the keys of ISTR, and those of backbones, data and solver, to a Detectron2 config.
+
+    As :func:`add_isda_config`; whoever wants both calls both, in any order.
+    """
+    _add_shared(cfg)
+    _add_istr(cfg)
+
+
+def _add_shared(cfg: CN) -> None:
+    if "WEIGHTS_MIN_MATCHED" in cfg.MODEL:  # by the other of the two functions
+        return
+    # Loading weights stops when a smaller share of the model's tensors is matched; 0 never stops.
+    cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.5
     _add_backbones(cfg)
     _add_input(cfg)
     _add_solver(cfg)
 
 
-def _add_model(cfg: CN) -> None:
+def _add_isda(cfg: CN) -> None:
     cfg.MODEL.ISDA = CN()
     # K. 0 takes the number of classes from the metadata of the training data set.
     cfg.MODEL.ISDA.NUM_CLASSES = 0
@@ -45,8 +62,41 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.ISDA.CLASS_COST = 2.0
     cfg.MODEL.ISDA.MASK_COST = 3.0
     cfg.MODEL.ISDA.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
-    # Loading weights stops when a smaller share of the model's tensors is matched; 0 never stops.
-    cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.5
+
+
+def _add_istr(cfg: CN) -> None:
+    cfg.MODEL.ISTR = CN()
+    # K. 0 takes the number of classes from the metadata of the training data set.
+    cfg.MODEL.ISTR.NUM_CLASSES = 0
+    # Backbone outputs of strides 4, 8, 16, 32 with HIDDEN_DIM channels, as Detectron2's FPN has.
+    cfg.MODEL.ISTR.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ISTR.HIDDEN_DIM = 256  # C: width of levels and queries
+    cfg.MODEL.ISTR.NUM_QUERIES = 300  # N: the largest number of instances per image
+    cfg.MODEL.ISTR.NUM_STEPS = 6  # T refinement steps; every one is supervised
+    cfg.MODEL.ISTR.NUM_HEADS = 8  # of the self-attention among queries
+    cfg.MODEL.ISTR.FEEDFORWARD_DIM = 2048
+    cfg.MODEL.ISTR.DYNAMIC_DIM = 64  # channels inside the dynamic convolution
+    cfg.MODEL.ISTR.POOLER_RESOLUTION = 7  # cells of a region of interest, along each side
+    cfg.MODEL.ISTR.IMAGE_FEATURE = True  # queries start from the image's mean features as well
+    # The dictionary of mask embeddings: a file that tools/mask_embedding.py fit has made, or
+    # "shipped"; a larger one is cut to EMBEDDING_DIM. "" leaves it to the checkpoint in
+    # MODEL.WEIGHTS, which always has its own.
+    cfg.MODEL.ISTR.MASK_DICTIONARY = "shipped"
+    cfg.MODEL.ISTR.MASK_SIZE = 28  # S: pixels of an encoded mask, along each side
+    cfg.MODEL.ISTR.EMBEDDING_DIM = 60  # d: numbers of a mask embedding
+    cfg.MODEL.ISTR.MASK_NOISE = False  # encode targets with the authors' random numbers
+    # Weights of the loss terms.
+    cfg.MODEL.ISTR.CLASS_WEIGHT = 2.0  # focal
+    cfg.MODEL.ISTR.BOX_WEIGHT = 5.0  # L1 of boxes relative to the image
+    cfg.MODEL.ISTR.GIOU_WEIGHT = 2.0
+    cfg.MODEL.ISTR.EMBEDDING_WEIGHT = 2.0  # mean squared error of mask embeddings
+    cfg.MODEL.ISTR.MASK_WEIGHT = 2.0  # dice of decoded masks
+    # Weights of the terms of the matching cost.
+    cfg.MODEL.ISTR.CLASS_COST = 2.0
+    cfg.MODEL.ISTR.BOX_COST = 5.0
+    cfg.MODEL.ISTR.GIOU_COST = 2.0
+    cfg.MODEL.ISTR.EMBEDDING_COST = 2.0  # similarity of mask embeddings
+    cfg.MODEL.ISTR.MASK_THRESHOLD = 0.5  # a pixel is in an instance from this probability on
 
 
 def _add_backbones(cfg: CN) -> None:

@@ -14,11 +14,12 @@ from detectron2.utils import comm
 from isda.checkpoint import WeightsError
 from isda.data.errors import DatasetError
 from isda.engine.setup import ConfigError, check_config, load_config, uses_cuda
+from isda.modeling.mask_dictionary import DictionaryError
 
 __all__ = ["argument_parser", "run"]
 
 # What the user can mend: the message says all, a traceback would bury it.
-_USER_ERRORS = (ConfigError, WeightsError, FloatingPointError)
+_USER_ERRORS = (ConfigError, DictionaryError, WeightsError, FloatingPointError)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:

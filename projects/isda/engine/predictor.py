@@ -12,7 +12,7 @@ from detectron2.structures import Instances
 
 from isda.checkpoint import Checkpointer
 from isda.data.classes import class_names_of
-from isda.engine.setup import uses_cuda
+from isda.engine.setup import node_with_classes, uses_cuda
 
 __all__ = ["Predictor", "confident"]
 
@@ -40,8 +40,9 @@ class Predictor:
         if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
             cfg.MODEL.DEVICE = "cpu"
         self.class_names = _class_names(cfg)
-        if cfg.MODEL.ISDA.NUM_CLASSES == 0:
-            cfg.MODEL.ISDA.NUM_CLASSES = len(self.class_names or ())
+        node = cfg.MODEL[node_with_classes(cfg)]
+        if node.NUM_CLASSES == 0:
+            node.NUM_CLASSES = len(self.class_names or ())
         self.model = build_model(cfg).eval()
         min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
         checkpointer = Checkpointer if min_matched == 0 else _WholeModelCheckpointer
@@ -78,7 +79,7 @@ def _class_names(cfg: CfgNode) -> list[str] | None:
     known = [name for name in names if name in DatasetCatalog]
     if known:
         return class_names_of(known[0])
-    if cfg.MODEL.META_ARCHITECTURE == "ISDA" and cfg.MODEL.ISDA.NUM_CLASSES == 0:
+    if cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES == 0:
         raise ValueError(
             f"the number of classes is not known: none of the data sets ({', '.join(names)}) is "
             "registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"

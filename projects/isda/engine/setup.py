@@ -15,7 +15,7 @@ from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from isda import add_isda_config
+from isda import add_isda_config, add_istr_config
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
 from isda.training.optimizer import CLIP_TYPES
@@ -23,6 +23,10 @@ from isda.training.optimizer import CLIP_TYPES
 __all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
 
 logger = logging.getLogger(__name__)
+
+
+# Meta-architecture: the node of its number of classes. Variants of ISDA share its node.
+_NODES = {"ISTR": "ISTR", "GeneralizedRCNN": "ROI_HEADS"}
 
 
 class ConfigError(ValueError):
@@ -71,6 +75,7 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     """
     cfg = get_cfg()
     add_isda_config(cfg)
+    add_istr_config(cfg)
     if config_file:
         _merge(cfg, _flatten(_read_yaml(config_file)), config_file)
     _merge(cfg, _pairs(opts or []), "the command line")
@@ -154,14 +159,16 @@ def resolve_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     """
     if not dataset_names:
         return
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        check_num_classes(
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES, dataset_names, "MODEL.ROI_HEADS.NUM_CLASSES"
-        )
-        return
-    if cfg.MODEL.ISDA.NUM_CLASSES == 0:
-        cfg.MODEL.ISDA.NUM_CLASSES = num_classes_of(dataset_names[0])
-    check_num_classes(cfg.MODEL.ISDA.NUM_CLASSES, dataset_names, "MODEL.ISDA.NUM_CLASSES")
+    key = node_with_classes(cfg)
+    node = cfg.MODEL[key]
+    if node.NUM_CLASSES == 0:
+        node.NUM_CLASSES = num_classes_of(dataset_names[0])
+    check_num_classes(node.NUM_CLASSES, dataset_names, f"MODEL.{key}.NUM_CLASSES")
+
+
+def node_with_classes(cfg: CfgNode) -> str:
+    """Name of the node below ``MODEL`` that holds the meta-architecture's NUM_CLASSES."""
+    return _NODES.get(cfg.MODEL.META_ARCHITECTURE, "ISDA")
 
 
 def _resolve_seed(cfg: CfgNode, resume: bool) -> int:
@@ -281,6 +288,29 @@ _ISDA_REQUIREMENTS = {
     "CLASS_COST": _at_least(0),
     "MASK_COST": _at_least(0),
 }
+_ISTR_REQUIREMENTS = {
+    "NUM_CLASSES": _at_least(0),
+    "HIDDEN_DIM": _at_least(1),
+    "NUM_QUERIES": _at_least(1),
+    "NUM_STEPS": _at_least(1),
+    "NUM_HEADS": _at_least(1),
+    "FEEDFORWARD_DIM": _at_least(1),
+    "DYNAMIC_DIM": _at_least(1),
+    "POOLER_RESOLUTION": _at_least(1),
+    "MASK_SIZE": _at_least(1),
+    "EMBEDDING_DIM": _at_least(1),
+    "MASK_THRESHOLD": _SHARE,
+    "CLASS_WEIGHT": _at_least(0),
+    "BOX_WEIGHT": _at_least(0),
+    "GIOU_WEIGHT": _at_least(0),
+    "EMBEDDING_WEIGHT": _at_least(0),
+    "MASK_WEIGHT": _at_least(0),
+    "CLASS_COST": _at_least(0),
+    "BOX_COST": _at_least(0),
+    "GIOU_COST": _at_least(0),
+    "EMBEDDING_COST": _at_least(0),
+}
+_REQUIREMENTS_PER_NODE = {"ISDA": _ISDA_REQUIREMENTS, "ISTR": _ISTR_REQUIREMENTS}
 
 
 def check_config(cfg: CfgNode, world_size: int = 1) -> None:
@@ -290,8 +320,9 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         ConfigError: with the first key that is wrong.
     """
     requirements = dict(_REQUIREMENTS)
-    if cfg.MODEL.META_ARCHITECTURE == "ISDA":
-        requirements |= {f"MODEL.ISDA.{k}": v for k, v in _ISDA_REQUIREMENTS.items()}
+    node = cfg.MODEL.META_ARCHITECTURE
+    of_node = _REQUIREMENTS_PER_NODE.get(node, {})
+    requirements |= {f"MODEL.{node}.{key}": value for key, value in of_node.items()}
     values = dict(_flatten(cfg))
     for key, (holds, requirement) in requirements.items():
         if not holds(values[key]):
@@ -300,17 +331,23 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
 
 
 def _check_combinations(cfg: CfgNode, world_size: int) -> None:
-    solver, isda = cfg.SOLVER, cfg.MODEL.ISDA
+    solver, name = cfg.SOLVER, cfg.MODEL.META_ARCHITECTURE
     share = world_size * solver.ACCUMULATION
     if solver.IMS_PER_BATCH % share:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH must be a multiple of {share} ({world_size} processes × "
             f"SOLVER.ACCUMULATION {solver.ACCUMULATION}), got {solver.IMS_PER_BATCH}"
         )
-    if cfg.MODEL.META_ARCHITECTURE == "ISDA" and isda.HIDDEN_DIM % isda.NUM_HEADS:
+    node = cfg.MODEL[name] if name in _REQUIREMENTS_PER_NODE else None
+    if node and node.HIDDEN_DIM % node.NUM_HEADS:
         raise ConfigError(
-            f"MODEL.ISDA.HIDDEN_DIM ({isda.HIDDEN_DIM}) must be a multiple of "
-            f"MODEL.ISDA.NUM_HEADS ({isda.NUM_HEADS})"
+            f"MODEL.{name}.HIDDEN_DIM ({node.HIDDEN_DIM}) must be a multiple of "
+            f"MODEL.{name}.NUM_HEADS ({node.NUM_HEADS})"
+        )
+    if name == "ISTR" and node.EMBEDDING_DIM > node.MASK_SIZE**2:
+        raise ConfigError(
+            f"MODEL.ISTR.EMBEDDING_DIM ({node.EMBEDDING_DIM}) must not exceed the pixels of a mask "
+            f"of MODEL.ISTR.MASK_SIZE ({node.MASK_SIZE})"
         )
     if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
         raise ConfigError(
