@@ -11,7 +11,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data.transforms import Transform
 
-__all__ = ["BitmapStack", "PolygonStack", "UnusableSegmentationError", "parse_segmentation"]
+__all__ = [
+    "BitmapStack",
+    "PolygonStack",
+    "UnusableSegmentationError",
+    "draw_columns",
+    "parse_segmentation",
+]
 
 # Vertices farther than this many image sides outside are no annotation. pycocotools would need
 # memory in proportion, and dies beyond the range of int32.
@@ -126,7 +132,7 @@ def _decompress(counts: bytes | str) -> np.ndarray:
     return runs
 
 
-def _draw_columns(runs: np.ndarray, height: int, x0: int, x1: int) -> np.ndarray:
+def draw_columns(runs: np.ndarray, height: int, x0: int, x1: int) -> np.ndarray:
     """Columns x0 to x1 of a run-length encoded bitmap as ``(height, x1 - x0)`` bool."""
     edges = np.clip(np.cumsum(runs), x0 * height, x1 * height)
     lengths = np.diff(edges, prepend=x0 * height)
@@ -165,7 +171,7 @@ class PolygonStack:
         """Set the pixels of one instance in ``mask``, (height, width) bool zeros."""
         x0, y0, x1, y1 = self.boxes[index].astype(int)
         runs = _decompress(self._rles[index]["counts"])
-        mask[y0:y1, x0:x1] = _draw_columns(runs, self._height, x0, x1)[y0:y1]
+        mask[y0:y1, x0:x1] = draw_columns(runs, self._height, x0, x1)[y0:y1]
 
 
 def _rasterise(parts: list[np.ndarray], size: tuple[int, int]) -> dict:
@@ -211,7 +217,7 @@ def _pack(runs: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
         ends = np.cumsum(instance)
         x0 = (ends[foreground[0]] - instance[foreground[0]]) // height
         x1 = (ends[foreground[-1]] - 1) // height + 1
-        plane[:, x0:x1] |= _draw_columns(instance, height, x0, x1) * np.uint8(1 << bit)
+        plane[:, x0:x1] |= draw_columns(instance, height, x0, x1) * np.uint8(1 << bit)
     return np.ascontiguousarray(plane)
 
 

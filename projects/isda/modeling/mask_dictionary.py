@@ -1,8 +1,10 @@
 """The file of a mask dictionary: arrays without pickles, ours and the authors' layout."""
 
+import dataclasses
 import math
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,15 @@ from detectron2.utils.file_io import PathManager
 
 import isda.modeling.backbone.torch_backbone  # noqa: F401  (registers isda://)
 
-__all__ = ["AMPLITUDE", "SHIPPED", "DictionaryError", "MaskDictionary"]
+__all__ = [
+    "AMPLITUDE",
+    "SHIPPED",
+    "DictionaryError",
+    "MaskDictionary",
+    "pairs_of",
+    "read_archive",
+    "write_archive",
+]
 
 # Mean of the authors' random logits: rho = max(0.01, 0.05 U), logit(1 - rho).
 AMPLITUDE = 3.7693
@@ -58,34 +68,22 @@ class MaskDictionary:
         """
         if not 0 < dim <= self.dim:
             raise DictionaryError(f"the first {dim} components of a dictionary of {self.dim}")
-        fields = {name: getattr(self, name)[:dim] for name in _ARRAYS if name != "mean"}
-        iou = self.iou if dim == self.dim else {}
-        return MaskDictionary(
-            mean=self.mean,
-            amplitude=self.amplitude,
-            num_masks=self.num_masks,
-            sources=self.sources,
-            iou=iou,
-            **fields,
-        )
+        names = ("components", "explained_variance", "explained_variance_ratio")
+        return dataclasses.replace(self, **{name: getattr(self, name)[:dim] for name in names})
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one ``.npz`` without pickles; equal contents give equal bytes."""
-        arrays = {name: getattr(self, name).astype(np.float32) for name in _ARRAYS}
-        partial = f"{path}.partial"
-        with open(partial, "wb") as file:
-            np.savez_compressed(
-                file,
-                **arrays,
-                side=self.side,
-                amplitude=self.amplitude,
-                num_masks=self.num_masks,
-                source_names=np.array([*self.sources], dtype=str),
-                source_sha256=np.array([*self.sources.values()], dtype=str),
-                iou_names=np.array([*self.iou], dtype=str),
-                iou=np.array([*self.iou.values()], dtype=np.float64),
-            )
-        os.replace(partial, path)
+        write_archive(
+            path,
+            **{name: getattr(self, name).astype(np.float32) for name in _ARRAYS},
+            side=self.side,
+            amplitude=self.amplitude,
+            num_masks=self.num_masks,
+            source_names=np.array([*self.sources], dtype=str),
+            source_sha256=np.array([*self.sources.values()], dtype=str),
+            iou_names=np.array([*self.iou], dtype=str),
+            iou=np.array([*self.iou.values()], dtype=np.float64),
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MaskDictionary":
@@ -98,7 +96,7 @@ class MaskDictionary:
         Raises:
             DictionaryError: there is no such file, or it is no dictionary.
         """
-        content = _read(path)
+        content = read_archive(path)
         if _AUTHORS[0] in content:
             content = {ours: content[theirs] for ours, theirs in _authors_names(content)}
             content["components"] = _without_leading_one(content["components"], 2)
@@ -115,27 +113,49 @@ class MaskDictionary:
             *(np.ascontiguousarray(content[name], np.float32) for name in _ARRAYS),
             amplitude=float(content.get("amplitude", AMPLITUDE)),
             num_masks=int(content.get("num_masks", 0)),
-            sources=_pairs(content, "source_names", "source_sha256", str),
-            iou=_pairs(content, "iou_names", "iou", float),
+            sources=pairs_of(content, "source_names", "source_sha256", str),
+            iou=pairs_of(content, "iou_names", "iou", float),
         )
 
 
-def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def write_archive(path: str | os.PathLike, **arrays: np.ndarray | float) -> None:
+    """Write an ``.npz`` such that a kill leaves the old file or the new one."""
+    partial = f"{path}.partial"
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
+
+
+def read_archive(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz`` without pickles.
+
+    Raises:
+        DictionaryError: there is no such file, or it is another kind of file.
+    """
     path = SHIPPED.get(str(path), str(path))
     local = Path(PathManager.get_local_path(path)) if "://" in path else Path(path)
     if not local.is_file():
         raise DictionaryError(
-            f"{path}: no such mask dictionary: name one that tools/mask_embedding.py fit made, "
-            "or 'shipped' for the one that comes with this package"
+            f"{path}: no such mask dictionary: name one that tools/mask_embedding.py fit has "
+            "written, or 'shipped' for the one that comes with this package"
         )
     try:
-        with np.load(local, allow_pickle=False) as archive:
+        archive = np.load(local, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("one array, not an archive")
+        with archive:
             return dict(archive)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DictionaryError(
             f"{path}: is no readable .npz without pickles, perhaps truncated ({error}): fit a "
             "dictionary with tools/mask_embedding.py fit"
         ) from error
+
+
+def pairs_of(content: dict, names: str, values: str, kind: type) -> dict:
+    """A dict that was stored as two arrays."""
+    keys = [str(name) for name in content.get(names, ())]
+    return dict(zip(keys, map(kind, content.get(values, ()))))
 
 
 def _authors_names(content: dict) -> list[tuple[str, str]]:
@@ -170,8 +190,3 @@ def _check_shapes(content: dict, path) -> None:
             f"{path}: has numbers that are not finite, or variances that are not positive, which "
             "embeddings are divided by: fit it anew"
         )
-
-
-def _pairs(content: dict, names: str, values: str, kind: type) -> dict:
-    keys = [str(name) for name in content.get(names, ())]
-    return dict(zip(keys, map(kind, content.get(values, ()))))

@@ -133,20 +133,20 @@ class MaskEmbedding(nn.Module):
         dim, side = dim or dictionary.dim, side or dictionary.side
         if side != dictionary.side or dim > dictionary.dim:
             raise DictionaryError(
-                f"{path}: is a dictionary of {_described(dictionary.dim, dictionary.side)}, asked "
-                f"for are {_described(dim, side)}: change the configuration, or fit another with "
-                f"tools/mask_embedding.py fit --side {side} --dim {dim}"
+                f"{path}: is a mask dictionary of {_described(dictionary.dim, dictionary.side)}, "
+                f"asked for are {_described(dim, side)}: change MODEL.ISTR.EMBEDDING_DIM and "
+                f"MODEL.ISTR.MASK_SIZE, or fit another dictionary with tools/mask_embedding.py fit "
+                f"--side {side} --dim {dim}"
             )
-        embedding = cls(side, dim, dictionary.amplitude, noise)
-        embedding.set_dictionary(dictionary.first(dim))
-        return embedding
+        return cls.of(dictionary.first(dim), noise=noise)
 
-    @torch.no_grad()
-    def set_dictionary(self, dictionary: MaskDictionary) -> None:
-        """Fill the buffers with a dictionary of this S and d."""
-        self.amplitude = dictionary.amplitude
-        for name, buffer in self.named_buffers():
+    @classmethod
+    def of(cls, dictionary: MaskDictionary, *, noise: bool = False) -> "MaskEmbedding":
+        """The embedding of a dictionary in memory."""
+        embedding = cls(dictionary.side, dictionary.dim, dictionary.amplitude, noise)
+        for name, buffer in embedding.named_buffers():
             buffer.copy_(torch.from_numpy(getattr(dictionary, name)))
+        return embedding
 
     @property
     def is_fitted(self) -> bool:
@@ -215,8 +215,8 @@ class MaskEmbedding(nn.Module):
             dim, pixels = there.shape
             error_msgs.append(
                 f"{prefix}components is a mask dictionary of {_described(dim, int(pixels**0.5))} "
-                f"in the checkpoint, of {_described(self.dim, self.side)} here: build the model "
-                "with the checkpoint's numbers"
+                f"in the checkpoint, of {_described(self.dim, self.side)} here: set "
+                f"MODEL.ISTR.EMBEDDING_DIM {dim} and MODEL.ISTR.MASK_SIZE {int(pixels**0.5)}"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
