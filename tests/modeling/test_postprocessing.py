@@ -5,8 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from isda.modeling import postprocessing
-from isda.modeling.postprocessing import maskness, masks_to_boxes, paste_masks, select_instances
-from isda.structures import SetPrediction
+from isda.modeling.postprocessing import (
+    maskness,
+    masks_to_boxes,
+    paste_masks,
+    select_embedded_instances,
+    select_instances,
+)
+from isda.structures import EmbeddedPrediction, SetPrediction
 
 
 def prediction_of(class_logits, mask_logits):
@@ -128,3 +134,100 @@ def test_boxes_of_single_pixels_and_full_masks():
     masks[1] = True
     masks[2, 1, 2] = masks[2, 2, 4] = True
     assert masks_to_boxes(masks).tensor.tolist() == [[5, 3, 6, 4], [0, 0, 6, 4], [2, 1, 5, 3]]
+
+
+# ---- boxes with embedded masks ----
+
+
+def upsampling_decode(embeddings):
+    """Four numbers are the quarters of a 28×28 mask."""
+    return F.interpolate(embeddings.view(-1, 1, 2, 2), size=(28, 28))[:, 0].sigmoid()
+
+
+def random_embedded(num_queries=6, num_classes=4):
+    torch.manual_seed(0)
+    corners = torch.rand(2, num_queries, 2) * torch.tensor([30.0, 18.0])
+    boxes = torch.cat([corners, corners + 3 + 8 * torch.rand(2, num_queries, 2)], dim=-1)
+    logits = torch.randn(2, num_queries, num_classes)
+    return EmbeddedPrediction(logits, boxes, 9 * torch.randn(2, num_queries, 4))
+
+
+EMBEDDED_SIZES = {"image_size": (29, 41), "output_size": (58, 123)}  # twice, and three times
+
+
+def test_embedded_instances_against_brute_force():
+    prediction = random_embedded()
+    instances = select_embedded_instances(
+        prediction, 1, upsampling_decode, max_instances=9, **EMBEDDED_SIZES
+    )
+    pairs = itertools.product(range(6), range(4))
+    scored = [(prediction.class_logits[1, q, k].sigmoid().item(), q, k) for q, k in pairs]
+    best = sorted(scored, reverse=True)[:9]
+    assert instances.image_size == (58, 123)
+    assert instances.scores.tolist() == pytest.approx([score for score, _, _ in best])
+    assert instances.pred_classes.tolist() == [label for _, _, label in best]
+    assert instances.pred_masks.dtype == torch.bool
+    for (_, query, _), box, mask in zip(
+        best, instances.pred_boxes.tensor, instances.pred_masks, strict=True
+    ):
+        x0, y0, x1, y1 = prediction.boxes[1, query].tolist()
+        expected = [3 * x0, 2 * y0, min(3 * x1, 123), min(2 * y1, 58)]
+        assert box.tolist() == pytest.approx(expected, abs=1e-4)
+        left, top, right, bottom = expected
+        quarters = prediction.embeddings[1, query].view(2, 2) > 0
+        for y, x in itertools.product(range(0, 58, 3), range(1, 123, 4)):
+            u, v = (x + 0.5 - left) / (right - left), (y + 0.5 - top) / (bottom - top)
+            near_an_edge = min(abs(w - edge) for w in (u, v) for edge in (0, 0.5, 1)) < 0.05
+            if not near_an_edge:
+                inside = 0 < u < 1 and 0 < v < 1
+                assert mask[y, x] == (inside and quarters[int(v > 0.5), int(u > 0.5)])
+
+
+@pytest.mark.parametrize(("max_instances", "expected"), [(1, 1), (7, 7), (24, 24), (100, 24)])
+def test_only_chosen_embeddings_are_decoded(max_instances, expected):
+    decoded = []
+
+    def counted(embeddings):
+        decoded.append(len(embeddings))
+        return upsampling_decode(embeddings)
+
+    instances = select_embedded_instances(
+        random_embedded(), 0, counted, max_instances=max_instances, **EMBEDDED_SIZES
+    )
+    assert decoded == [expected]
+    assert len(instances) == expected
+    assert (instances.scores.diff() <= 0).all()
+
+
+def test_boxes_outside_the_image_are_dropped_and_others_clipped():
+    prediction = random_embedded(num_queries=3, num_classes=1)
+    prediction.boxes[0] = torch.tensor(
+        [[-9.0, -9.0, 20.0, 20.0], [50.0, 3.0, 70.0, 9.0], [-9.0, -9.0, -1.0, 5.0]]
+    )
+    before = prediction.boxes.clone()
+    instances = select_embedded_instances(
+        prediction, 0, upsampling_decode, image_size=(29, 41), output_size=(29, 41)
+    )
+    assert instances.pred_boxes.tensor.tolist() == [[0, 0, 20, 20]]
+    assert instances.scores.tolist() == prediction.class_logits[0, :1, 0].sigmoid().tolist()
+    assert torch.equal(prediction.boxes, before)
+    prediction.boxes[0] = torch.tensor([[50.0, 3.0, 70.0, 9.0]])
+    none = select_embedded_instances(
+        prediction, 0, upsampling_decode, image_size=(29, 41), output_size=(58, 41)
+    )
+    assert len(none) == 0
+    assert none.pred_masks.shape == (0, 58, 41)
+
+
+def test_threshold_of_embedded_masks():
+    prediction = random_embedded(num_queries=1, num_classes=1)
+    prediction.embeddings[:] = 1.0  # a probability of 0.73
+
+    def area(threshold):
+        (mask,) = select_embedded_instances(
+            prediction, 0, upsampling_decode, threshold=threshold, **EMBEDDED_SIZES
+        ).pred_masks
+        return int(mask.sum())
+
+    assert area(0.7) > 50
+    assert area(0.75) == 0

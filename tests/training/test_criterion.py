@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from isda.structures import SetPrediction, SetTarget
+from isda.structures import EmbeddedPrediction, EmbeddedTarget, SetPrediction, SetTarget
 from isda.training import criterion as criterion_module
-from isda.training.criterion import MaskCriterion, averaged_count
-from isda.training.matching import MaskMatcher
+from isda.training.criterion import EmbeddingCriterion, MaskCriterion, averaged_count
+from isda.training.matching import EmbeddingMatcher, MaskMatcher
 
 NUM_LAYERS, BATCH, NUM_QUERIES, NUM_CLASSES, CHANNELS = 3, 2, 5, 4, 6
 
@@ -204,3 +204,178 @@ def test_low_precision_predictions_are_lifted_to_float32(dtype):
 @pytest.mark.parametrize(("count", "expected"), [(0, 1), (0.5, 1), (1, 1), (7.5, 7.5)])
 def test_averaged_count_is_at_least_one(count, expected):
     assert averaged_count(count, torch.device("cpu")).item() == expected
+
+
+# ---- boxes with embedded masks ----
+
+DIM, SIDE = 5, 4
+PAIR_LOSSES = ("loss_bbox", "loss_giou", "loss_embed", "loss_mask")
+PROJECTION = torch.randn(DIM, SIDE * SIDE, generator=torch.Generator().manual_seed(3))
+
+
+def decode(embeddings):
+    return (embeddings @ PROJECTION.to(embeddings.dtype)).sigmoid().view(-1, SIDE, SIDE)
+
+
+def random_boxes(*shape):
+    corners = torch.rand(*shape, 2) * 60
+    return torch.cat([corners, corners + 2 + 40 * torch.rand(*shape, 2)], dim=-1)
+
+
+def random_embedded():
+    torch.manual_seed(0)
+    return [
+        EmbeddedPrediction(
+            torch.randn(BATCH, NUM_QUERIES, NUM_CLASSES).requires_grad_(),
+            random_boxes(BATCH, NUM_QUERIES).requires_grad_(),
+            torch.randn(BATCH, NUM_QUERIES, DIM).requires_grad_(),
+        )
+        for _ in range(NUM_LAYERS)
+    ]
+
+
+def random_embedded_targets(counts=(3, 2), sizes=((80, 120), (200, 90))):
+    torch.manual_seed(1)
+    return [
+        EmbeddedTarget(
+            classes=torch.randint(NUM_CLASSES, (count,)),
+            boxes=random_boxes(count),
+            masks=torch.rand(count, SIDE, SIDE) > 0.5,
+            embeddings=torch.randn(count, DIM),
+            image_size=size,
+        )
+        for count, size in zip(counts, sizes, strict=True)
+    ]
+
+
+def embedding_criterion(**weights):
+    return EmbeddingCriterion(EmbeddingMatcher(), decode, **weights)
+
+
+def giou_by_hand(box, other):
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)]
+    overlap = max(min(box[2], other[2]) - max(box[0], other[0]), 0)
+    overlap *= max(min(box[3], other[3]) - max(box[1], other[1]), 0)
+    hull = max(box[2], other[2]) - min(box[0], other[0])
+    hull *= max(box[3], other[3]) - min(box[1], other[1])
+    union = sum(areas) - overlap
+    return overlap / union - (hull - union) / hull
+
+
+@torch.no_grad()
+def pair_losses_by_loops(predictions, targets):
+    """istr.md's table in Python's floats; the matching is taken as given."""
+    matches = EmbeddingMatcher()(predictions, targets)
+    count = max(sum(len(m.layers) for m in matches) / NUM_LAYERS, 1)
+    sums = {name: [0.0] * NUM_LAYERS for name in PAIR_LOSSES}
+    for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
+        for layer, query, instance in zip(match.layers, match.queries, match.targets, strict=True):
+            box = predictions[layer].boxes[image, query].tolist()
+            other = target.boxes[instance].tolist()
+            scales = 2 * target.image_size[::-1]
+            sums["loss_bbox"][layer] += sum(
+                abs(a - b) / scale for a, b, scale in zip(box, other, scales, strict=True)
+            )
+            sums["loss_giou"][layer] += 1 - giou_by_hand(box, other)
+            r = predictions[layer].embeddings[image, query].double()
+            errors = (r - target.embeddings[instance]).tolist()
+            sums["loss_embed"][layer] += sum(e * e for e in errors) / DIM
+            m = decode(r[None]).flatten().tolist()
+            g = target.masks[instance].flatten().tolist()
+            overlap = sum(a * b for a, b in zip(m, g, strict=True))
+            squares = sum(a * a for a in m) + sum(b * b for b in g)
+            sums["loss_mask"][layer] += 1 - 2 * overlap / (squares + 1e-5)
+    weights = {"loss_bbox": 5, "loss_giou": 2, "loss_embed": 2, "loss_mask": 2}
+    return {name: [weights[name] * x / count for x in sums[name]] for name in PAIR_LOSSES}
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0), (7, 1)])
+def test_embedding_losses_against_loops(counts):
+    predictions, targets = random_embedded(), random_embedded_targets(counts)
+    losses = embedding_criterion()(predictions, targets)
+    names = ["0", "1", None]
+    expected = {}
+    for name, values in pair_losses_by_loops(predictions, targets).items():
+        for suffix, value in zip(names, values, strict=True):
+            expected[f"{name}_{suffix}" if suffix else name] = value
+    found = {n: loss.item() for n, loss in losses.items() if not n.startswith("loss_cls")}
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert all(loss.dtype == torch.float32 and loss.dim() == 0 for loss in losses.values())
+    # The focal loss is the one that ISDA's tests compare with loops.
+    as_isda = [SetPrediction(p.class_logits, None, None) for p in predictions]
+    matches = EmbeddingMatcher()(predictions, targets)
+    shared = MaskCriterion(lambda *_: matches)
+    shared.pair_losses = lambda *_: {}
+    for name, loss in shared(as_isda, targets).items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+@pytest.mark.parametrize("name", ["class", "box", "giou", "embedding", "mask"])
+def test_embedding_weights(name):
+    args = (random_embedded(), random_embedded_targets())
+    zeros = {f"{n}_weight": 0.0 for n in ("class", "box", "giou", "embedding", "mask")}
+    losses = embedding_criterion(**(zeros | {f"{name}_weight": 3.0}))(*args)
+    once = embedding_criterion(**{f"{name}_weight": 1.0})(*args)
+    short = {"class": "loss_cls", "box": "loss_bbox", "embedding": "loss_embed"}
+    for key, loss in losses.items():
+        weighted = key.startswith(short.get(name, f"loss_{name}"))
+        assert loss.item() == pytest.approx(3 * once[key].item() if weighted else 0, rel=1e-5), key
+    assert any(loss > 0 for loss in losses.values())
+
+
+def test_each_loss_reaches_what_it_is_about():
+    reached = {
+        "loss_cls": {"class_logits"},
+        "loss_bbox": {"boxes"},
+        "loss_giou": {"boxes"},
+        "loss_embed": {"embeddings"},
+        "loss_mask": {"embeddings"},
+    }
+    for name, expected in reached.items():
+        predictions, targets = random_embedded(), random_embedded_targets()
+        losses = embedding_criterion()(predictions, targets)
+        matches = EmbeddingMatcher()(predictions, targets)
+        losses[f"{name}_1"].backward()
+        for field in ("class_logits", "boxes", "embeddings"):
+            grad = getattr(predictions[1], field).grad
+            assert (grad is not None and bool(grad.any())) == (field in expected), (name, field)
+            if field in expected and name != "loss_cls":
+                for image, match in enumerate(matches):
+                    touched = grad[image].any(dim=1).nonzero()[:, 0].tolist()
+                    assert touched == sorted(match.queries[match.layers == 1].tolist())
+
+
+def test_without_instances_every_embedded_input_still_has_a_gradient():
+    predictions = random_embedded()
+    losses = embedding_criterion()(predictions, random_embedded_targets((0, 0)))
+    sum(losses.values()).backward()
+    for prediction in predictions:
+        for field in ("class_logits", "boxes", "embeddings"):
+            assert getattr(prediction, field).grad.isfinite().all(), field
+        assert prediction.class_logits.grad.all()
+    assert all(loss == 0 for name, loss in losses.items() if not name.startswith("loss_cls"))
+
+
+def test_embedded_predictions_that_are_not_finite_show_in_their_loss():
+    predictions = random_embedded()
+    with torch.no_grad():
+        predictions[1].boxes[0] = float("nan")
+    losses = embedding_criterion()(predictions, random_embedded_targets())
+    culprits = [name for name, loss in losses.items() if not loss.isfinite()]
+    assert culprits == ["loss_bbox_1", "loss_giou_1"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_embedded_predictions_are_lifted_to_float32(dtype):
+    exact, rounded = random_embedded(), random_embedded()
+    for one, other in zip(exact, rounded, strict=True):
+        for field in ("class_logits", "embeddings"):
+            low = getattr(other, field).detach().to(dtype)
+            setattr(other, field, low)
+            setattr(one, field, low.float())
+    expected = embedding_criterion()(exact, random_embedded_targets())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = embedding_criterion()(rounded, random_embedded_targets())
+    for name, loss in found.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name])

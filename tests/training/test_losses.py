@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou
 
-from isda.training.losses import dice_loss, focal_cost, soft_iou_terms
+from isda.training.losses import dice_loss, focal_cost, generalized_iou, soft_iou_terms
 
 
 def test_dice_against_loops():
@@ -54,3 +55,50 @@ def test_soft_iou_terms_add_up_over_pixels():
     rest = soft_iou_terms(kernels, features[:, 4:], masks[:, 4:])
     torch.testing.assert_close(first[0] + rest[0], overlap)
     torch.testing.assert_close(first[1] + rest[1], area)
+
+
+def test_focal_cost_guards_its_logarithm_where_asked():
+    logit = torch.tensor(-60.0)
+    assert focal_cost(logit, log_eps=1e-8).item() == pytest.approx(-0.25 * math.log(1e-8))
+    assert focal_cost(logit).item() == pytest.approx(-0.25 * math.log(1e-12))
+
+
+def random_boxes(num, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    corners = 50 * torch.rand(num, 2, generator=generator, dtype=dtype)
+    sizes = 1 + 40 * torch.rand(num, 2, generator=generator, dtype=dtype)
+    return torch.cat([corners, corners + sizes], dim=1)
+
+
+def test_generalized_iou_against_torchvision():
+    boxes, others = random_boxes(30), random_boxes(20, seed=1)
+    expected = generalized_box_iou(boxes, others)
+    torch.testing.assert_close(generalized_iou(boxes[:, None], others), expected)
+    torch.testing.assert_close(generalized_iou(boxes[:20], others), expected[:20].diag())
+    torch.testing.assert_close(generalized_iou(boxes, boxes), torch.ones(30))
+    assert expected.min() < -0.1
+    assert expected.max() > 0.5
+
+
+def test_generalized_iou_is_finite_for_degenerate_boxes():
+    boxes = [[5, 5, 5, 5], [5, 5, 5, 9], [0, 0, 10, 10], [-1e5, -1e5, 1e5, 1e5], [7, 7, 7, 7]]
+    boxes += [[0, 0, 1, 1], [0, 0, 0.01, 0.01], [-1e17, -1e17, 1e17, 1e17]]
+    boxes = torch.tensor(boxes, dtype=torch.float32, requires_grad=True)
+    iou = generalized_iou(boxes[:, None], boxes)
+    assert iou.isfinite().all()
+    assert ((iou >= -1) & (iou <= 1.00001)).all()
+    (grad,) = torch.autograd.grad(iou.sum(), boxes)
+    assert grad.isfinite().all()
+    # A box of 0.01 pixels is still one.
+    assert iou[6, 6].item() == pytest.approx(1, abs=2e-3)
+
+
+def test_generalized_iou_lets_nan_through():
+    boxes = torch.tensor([[0.0, 0.0, float("nan"), 5.0], [0.0, 0.0, 5.0, 5.0]])
+    assert generalized_iou(boxes, boxes[1]).isnan().tolist() == [True, False]
+
+
+def test_generalized_iou_gradient():
+    boxes = random_boxes(6, dtype=torch.float64).requires_grad_()
+    others = random_boxes(6, seed=1, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(generalized_iou, (boxes, others))
