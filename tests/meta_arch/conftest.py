@@ -1,4 +1,4 @@
-"""A tiny ISDA and inputs for it."""
+"""A tiny ISDA, a tiny ISTR and inputs for them."""
 
 import pytest
 import torch
@@ -9,11 +9,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from isda.meta_arch.isda import ISDA
+from isda.meta_arch.istr import ISTR
 from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.mask_embedding import MaskEmbedding
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
-from isda.training.criterion import MaskCriterion
-from isda.training.matching import MaskMatcher
+from isda.modeling.refinement import LearnedQueries, RefinementHead, RefinementStep, build_pooler
+from isda.training.criterion import EmbeddingCriterion, MaskCriterion
+from isda.training.matching import EmbeddingMatcher, MaskMatcher
 
 NAMES = ["res2", "res3", "res4", "res5"]
 
@@ -78,6 +81,45 @@ def build_tiny_isda(
     )
 
 
+def build_tiny_istr(
+    *,
+    num_classes: int = 3,
+    num_queries: int = 10,
+    num_steps: int = 3,
+    embedding_dim: int = 20,
+    image_feature: bool = True,
+    mask_embedding: MaskEmbedding | None = None,
+    max_instances: int = 100,
+    **weights,
+) -> ISTR:
+    torch.manual_seed(0)
+    backbone = PatchBackbone(channels=32)
+    steps = [
+        RefinementStep(
+            num_classes=num_classes,
+            embedding_dim=embedding_dim,
+            hidden_dim=32,
+            num_heads=4,
+            feedforward_dim=48,
+            dynamic_dim=8,
+            roi_size=3,
+        )
+        for _ in range(num_steps)
+    ]
+    mask_embedding = mask_embedding or MaskEmbedding.from_file("shipped", dim=embedding_dim)
+    return ISTR(
+        backbone=backbone,
+        in_features=NAMES,
+        queries=LearnedQueries(num_queries=num_queries, hidden_dim=32, image_feature=image_feature),
+        refinement=RefinementHead(steps, build_pooler((4, 8, 16, 32), 3)),
+        mask_embedding=mask_embedding,
+        criterion=EmbeddingCriterion(EmbeddingMatcher(), mask_embedding.decode, **weights),
+        pixel_mean=(120.0, 115.0, 105.0),
+        pixel_std=(58.0, 57.0, 57.5),
+        max_instances=max_instances,
+    )
+
+
 def make_input(height, width, num_instances=3, num_classes=3, seed=0) -> dict:
     """A noise image with rectangles of at least 9 pixels a side (or the image's)."""
     generator = torch.Generator().manual_seed(seed)
@@ -118,6 +160,11 @@ def make_confident(model: ISDA) -> ISDA:
 @pytest.fixture
 def tiny_isda():
     return build_tiny_isda
+
+
+@pytest.fixture
+def tiny_istr():
+    return build_tiny_istr
 
 
 @pytest.fixture

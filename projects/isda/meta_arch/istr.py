@@ -199,6 +199,7 @@ def _build_refinement(istr: CfgNode, backbone: Backbone) -> RefinementHead:
             f"MODEL.ISTR.IN_FEATURES have {sorted(channels)} channels, MODEL.ISTR.HIDDEN_DIM is "
             f"{istr.HIDDEN_DIM}: they must agree; MODEL.FPN.OUT_CHANNELS sets those of an FPN"
         )
+    pooler = build_pooler([level.stride for level in levels], istr.POOLER_RESOLUTION)
     steps = [
         RefinementStep(
             num_classes=istr.NUM_CLASSES,
@@ -211,8 +212,7 @@ def _build_refinement(istr: CfgNode, backbone: Backbone) -> RefinementHead:
         )
         for _ in range(istr.NUM_STEPS)
     ]
-    strides = [level.stride for level in levels]
-    return RefinementHead(steps, build_pooler(strides, istr.POOLER_RESOLUTION))
+    return RefinementHead(steps, pooler)
 
 
 def _build_criterion(istr: CfgNode, mask_embedding: MaskEmbedding) -> EmbeddingCriterion:
