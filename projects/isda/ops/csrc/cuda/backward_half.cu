@@ -1,0 +1,3 @@
+#include "launch.cuh"
+
+template void isda::backward<isda::Type::kHalf>(const Problem&, void*);

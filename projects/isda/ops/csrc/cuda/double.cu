@@ -1,0 +1,4 @@
+#include "launch.cuh"
+
+template void isda::forward<isda::Type::kDouble>(const Problem&, void*);
+template void isda::backward<isda::Type::kDouble>(const Problem&, void*);
