@@ -77,6 +77,7 @@ def probe_config(tmp_path, image_format="RGB", weights=None):
     path = tmp_path / "weights.pth"
     torch.save({"model": weights or {"weight": torch.ones(3), "other": torch.ones(1)}}, path)
     cfg = load_config("", ["MODEL.META_ARCHITECTURE", "PredictorProbe", "MODEL.WEIGHTS", str(path)])
+    cfg.MODEL.ISDA.NUM_CLASSES = 1
     cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.DEVICE = image_format, 30, "cpu"
     return cfg
 
@@ -107,7 +108,7 @@ def test_predictor_refuses_weights_that_leave_a_part_untrained(tmp_path):
 
 def test_predictor_without_known_classes_says_what_to_do(tmp_path):
     cfg = probe_config(tmp_path)
-    cfg.MODEL.META_ARCHITECTURE = "ISDA"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ISDA.NUM_CLASSES = "ISDA", 0
     cfg.DATASETS.TEST = ("mine_val",)
     with pytest.raises(ValueError, match=r"\(mine_val\) is registered here; give the config.yaml"):
         Predictor(cfg)
@@ -335,6 +336,25 @@ def test_a_finished_run_is_kept_until_its_configuration_changes(tmp_path, capsys
     assert not changed.finished
     assert not changed.weights.exists()
     assert "anew: its configuration or data changed" in capsys.readouterr().out
+
+
+def names_of_runs(output, *flags):
+    args = run_demo.parse_arguments(list(flags))
+    return [run.model.name for run in run_demo.open_runs(args, output)]
+
+
+def test_istr_is_trained_on_request_and_shown_once_it_is_there(tmp_path):
+    assert names_of_runs(tmp_path) == ["ISDA", "Mask R-CNN"]
+    assert names_of_runs(tmp_path, "--skip-mask-rcnn", "--istr") == ["ISDA", "ISTR"]
+    assert names_of_runs(tmp_path) == ["ISDA", "Mask R-CNN"]  # begun, but without results
+    run = run_demo.open_run(run_demo.ISTR, tmp_path, [], False)
+    run.finished = True
+    run.save()
+    run.weights.touch()
+    assert names_of_runs(tmp_path) == ["ISDA", "Mask R-CNN", "ISTR"]
+    assert names_of_runs(tmp_path, "SOLVER.BASE_LR", "0.1") == ["ISDA", "Mask R-CNN"]
+    assert run.weights.exists()  # the results of another configuration are none of its business
+    assert names_of_runs(tmp_path, "--fresh") == ["ISDA", "Mask R-CNN"]
 
 
 def test_fresh_forgets_and_foreign_folders_are_left_alone(tmp_path):

@@ -3,8 +3,9 @@
 Prepares the embedded data, trains a small ISDA and a Mask R-CNN of the same size on photographs of
 cell nuclei, evaluates both with COCO's metric, and draws what they predict, in less than ten
 minutes on two CPU cores. Run it again and it continues where it stopped; what is finished is kept.
+With ``--istr`` it trains ISTR too, which takes some minutes more.
 
-    python tools/run_demo.py [--output output/demo] [--fresh] [--skip-mask-rcnn]
+    python tools/run_demo.py [--output output/demo] [--fresh] [--istr] [--skip-mask-rcnn]
 """
 
 import argparse
@@ -69,6 +70,7 @@ class Model:
 
 ISDA = Model("ISDA", "isda", "configs/nuclei/isda_tiny.yaml", 220.0)
 MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 330.0)
+ISTR = Model("ISTR", "istr", "configs/nuclei/istr_tiny.yaml", 300.0)
 
 
 @dataclass
@@ -106,6 +108,15 @@ class Run:
         resuming = ["--resume"] if resume else []
         overrides = [*self.opts, "OUTPUT_DIR", shown(self.folder)]
         return ["train_net.py", "--config-file", self.model.config_file, *resuming, *overrides]
+
+    def recall(self) -> bool:
+        """Take over what an earlier demo noted; False if it ran with another configuration."""
+        state = json.loads((self.folder / STATE_FILE).read_text())
+        if state["fingerprint"] != self.fingerprint:
+            return False
+        self.seconds = state["seconds"]
+        self.finished = state["finished"] and self.weights.is_file()
+        return True
 
     def save(self) -> None:
         state = {"fingerprint": self.fingerprint, "seconds": self.seconds}
@@ -149,10 +160,7 @@ def open_run(model: Model, output: Path, opts: list[str], fresh: bool) -> Run:
             raise DemoError(
                 f"{run.folder} holds files that this demo did not write: choose another --output"
             )
-        state = json.loads(state_file.read_text())
-        if not fresh and state["fingerprint"] == run.fingerprint:
-            run.seconds = state["seconds"]
-            run.finished = state["finished"] and run.weights.is_file()
+        if not fresh and run.recall():
             return run
         reason = "--fresh" if fresh else "its configuration or data changed"
         print(f"Starting {model.name} anew: {reason}")
@@ -160,6 +168,29 @@ def open_run(model: Model, output: Path, opts: list[str], fresh: bool) -> Run:
     run.folder.mkdir(parents=True, exist_ok=True)
     run.save()
     return run
+
+
+def open_runs(args: argparse.Namespace, output: Path) -> list[Run]:
+    """ISDA's run, the others that are wanted, and ISTR's where an earlier demo finished it.
+
+    Raises:
+        DemoError: a folder holds something else.
+    """
+    models = [ISDA]
+    if not args.skip_mask_rcnn:
+        models.append(MASK_RCNN)
+    if args.istr or (not args.fresh and is_finished(ISTR, output, args.opts)):
+        models.append(ISTR)
+    return [open_run(model, output, args.opts, args.fresh) for model in models]
+
+
+def is_finished(model: Model, output: Path, opts: list[str]) -> bool:
+    """Whether an earlier demo trained the model to the end, with this configuration."""
+    folder = output / model.folder
+    if not (folder / STATE_FILE).is_file():
+        return False
+    run = Run(model, folder, load_config(model.config_file, opts), opts)
+    return run.recall() and run.finished
 
 
 def prepare_data(output: Path, progress: Progress) -> None:
@@ -332,7 +363,7 @@ def comparison(runs: Sequence[Run], results: Sequence[Result]) -> str:
     if len(results) == 1:
         trained = "Trained"
     elif len(lengths) == 1:
-        trained = "Both were trained for the same number of epochs:"
+        trained = "They were all trained for the same number of epochs:"
     else:
         trained = "They were NOT trained equally long:"
     lengths = " and ".join(f"{epochs:.4g} epochs ({steps} steps)" for epochs, steps in lengths)
@@ -435,9 +466,8 @@ def run_demo(args: argparse.Namespace) -> None:
         DemoError: a stage failed.
     """
     output = Path(args.output).absolute()
-    models = [ISDA] if args.skip_mask_rcnn else [ISDA, MASK_RCNN]
     output.mkdir(parents=True, exist_ok=True)
-    runs = [open_run(model, output, args.opts, args.fresh) for model in models]
+    runs = open_runs(args, output)
     planned = {"data": 10.0, **{r.model.folder: r.planned_seconds for r in runs}, "report": 20.0}
     progress = Progress(planned)
     progress.start("data", "Preparing the embedded data")
@@ -461,10 +491,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", default="output/demo", help="folder of everything it writes")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier demo did")
-    parser.add_argument("--skip-mask-rcnn", action="store_true", help="train ISDA alone")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configs of both models"
+        "--istr", action="store_true", help="train ISTR too; later demos show it without"
     )
+    parser.add_argument("--skip-mask-rcnn", action="store_true", help="train ISDA alone")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for all configs")
     return parser.parse_args(arguments)
 
 
