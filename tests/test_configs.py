@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
 
 from isda import add_isda_config, add_istr_config
 from isda.checkpoint import Checkpointer
-from isda.engine.setup import ConfigError, check_config, load_config, resolve_classes
+from isda.engine.setup import (
+    ConfigError,
+    check_config,
+    load_config,
+    resolve_classes,
+    resolve_schedule,
+)
 from isda.engine.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +73,7 @@ SMALL = {
     "SOLVER.STEP_EPOCHS": (0.25,),
     "SOLVER.WARMUP_ITERS": 1,
     "TEST.EVAL_EPOCHS": 0.5,
-    "TEST.DETECTIONS_PER_IMAGE": 5,
+    "TEST.DETECTIONS_PER_IMAGE": 20,  # after two steps, many boxes of ISTR are not in the image
     "SEED": 0,
 }
 
@@ -79,6 +86,8 @@ def small_config(path: Path, output: Path) -> CfgNode:
         groups = min(cfg.MODEL.RESNETS.NUM_GROUPS, 2)
         small |= {"MODEL.RESNETS.NUM_GROUPS": groups, "MODEL.RESNETS.WIDTH_PER_GROUP": 16 // groups}
         small |= {"MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.RES2_OUT_CHANNELS": 32}
+    if cfg.INPUT.CROP.TYPE == "relative":
+        del small["INPUT.CROP.SIZE"]
     if cfg.MODEL.TORCH_BACKBONE.WEIGHTS == "pretrained":  # would be downloaded
         small["MODEL.TORCH_BACKBONE.WEIGHTS"] = ""
     cfg.merge_from_list([item for pair in small.items() for item in pair])
@@ -112,6 +121,7 @@ def test_config_trains_and_evaluates(path, tmp_path, datasets, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
     # What a checkpoint holds is tested with the trainer; here it would only fill the disk.
     monkeypatch.setattr(Checkpointer, "save", lambda self, name, **state: None)
+    torch.manual_seed(0)
     trainer = Trainer(small_config(path, tmp_path))
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
@@ -165,6 +175,74 @@ def test_coco_recipe_in_numbers():
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.BACKBONE.FREEZE_AT) == (50, 2)
 
 
+def test_istr_recipe_in_numbers():
+    """istr_R_50_FPN_3x.yaml against the paper's training details, number by number."""
+    cfg = load_config(str(ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml"))
+    istr, solver = cfg.MODEL.ISTR, cfg.SOLVER
+    assert (istr.HIDDEN_DIM, istr.NUM_QUERIES, istr.NUM_HEADS, istr.NUM_STEPS) == (256, 300, 8, 6)
+    assert (istr.FEEDFORWARD_DIM, istr.DYNAMIC_DIM, istr.POOLER_RESOLUTION) == (2048, 64, 7)
+    assert (istr.MASK_SIZE, istr.EMBEDDING_DIM, istr.MASK_NOISE) == (28, 60, False)
+    assert (istr.IMAGE_FEATURE, istr.MASK_THRESHOLD) == (True, 0.5)
+    costs = (istr.CLASS_COST, istr.BOX_COST, istr.GIOU_COST, istr.EMBEDDING_COST)
+    weights = (istr.CLASS_WEIGHT, istr.BOX_WEIGHT, istr.GIOU_WEIGHT, istr.EMBEDDING_WEIGHT)
+    assert costs == weights == (2, 5, 2, 2)
+    assert istr.MASK_WEIGHT == 2
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 2.5e-5, 1e-4)
+    assert (solver.WEIGHT_DECAY_NORM, solver.BACKBONE_MULTIPLIER) == (1e-4, 1)
+    assert (solver.IMS_PER_BATCH, solver.REFERENCE_BATCH) == (16, 16)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.GAMMA) == (1000, 0.01, 0.1)
+    assert not solver.AMP.ENABLED
+    clipping = solver.CLIP_GRADIENTS
+    assert (clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE) == (True, "full_model", 1)
+    resolve_schedule(cfg, 117_266)
+    assert pytest.approx(270_000, rel=1e-4) == cfg.SOLVER.MAX_ITER
+    assert pytest.approx((210_000, 250_000), rel=1e-4) == cfg.SOLVER.STEPS
+    assert tuple(cfg.INPUT.MIN_SIZE_TRAIN) == tuple(range(480, 801, 32))
+    sizes = (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    assert sizes == (1333, 800, 1333)
+    crop = cfg.INPUT.CROP
+    assert (crop.ENABLED, crop.TYPE, list(crop.SIZE)) == (True, "relative", [0.7, 0.7])
+    assert (crop.PROBABILITY, tuple(crop.RESIZE_BEFORE)) == (0.5, (400, 500, 600))
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
+    assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.BACKBONE.FREEZE_AT) == (50, 2)
+    assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+
+
+def test_the_short_istr_schedule_in_iterations():
+    cfg = load_config(str(ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_1x.yaml"))
+    resolve_schedule(cfg, 117_266)
+    assert pytest.approx(90_000, rel=1e-3) == cfg.SOLVER.MAX_ITER
+    assert pytest.approx((60_000, 80_000), rel=1e-3) == cfg.SOLVER.STEPS
+
+
+ISTR_ABLATIONS = {
+    "100_queries": {"NUM_QUERIES": 100},
+    **{f"embedding_{d}": {"EMBEDDING_DIM": d} for d in (40, 60, 80, 100)},
+    "1_step": {"NUM_STEPS": 1},
+    **{f"{t}_steps": {"NUM_STEPS": t} for t in range(2, 7)},
+    "no_image_feature": {"IMAGE_FEATURE": False},
+    "embedding_loss": {"MASK_WEIGHT": 0.0},
+    "dice_loss": {"EMBEDDING_WEIGHT": 0.0},
+    "no_mask_cost": {"EMBEDDING_COST": 0.0},
+}
+
+
+def test_no_ablation_of_istr_goes_untested():
+    files = {path.stem for path in ROOT.glob("configs/ablations/istr_*.yaml")}
+    assert files == {f"istr_R_50_{name}" for name in ISTR_ABLATIONS}
+
+
+@pytest.mark.parametrize(("name", "changed"), ISTR_ABLATIONS.items(), ids=str)
+def test_istr_ablation_changes_what_its_name_says_and_nothing_else(name, changed):
+    cfg = load_config(str(ROOT / f"configs/ablations/istr_R_50_{name}.yaml"))
+    expected = load_config(str(ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml"))
+    for key, value in changed.items():
+        expected.MODEL.ISTR[key] = value
+    assert cfg == expected
+
+
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
@@ -185,9 +263,10 @@ def test_ablation_changes_what_its_name_says_and_nothing_else(name, changed):
 
 
 @pytest.mark.parametrize("kind", ["nuclei", "shapes"])
-def test_mask_rcnn_is_compared_on_the_same_terms(kind):
+@pytest.mark.parametrize("other", ["mask_rcnn", "istr"])
+def test_models_are_compared_on_the_same_terms(kind, other):
     ours = load_config(str(ROOT / f"configs/{kind}/isda_tiny.yaml"))
-    theirs = load_config(str(ROOT / f"configs/{kind}/mask_rcnn_tiny.yaml"))
+    theirs = load_config(str(ROOT / f"configs/{kind}/{other}_tiny.yaml"))
     assert ours.DATASETS == theirs.DATASETS
     for key in ours.INPUT:
         # The channel order is the weights'; a crop plays no part in the mapper "fixed".
@@ -196,8 +275,10 @@ def test_mask_rcnn_is_compared_on_the_same_terms(kind):
     assert ours.TEST == theirs.TEST
     assert ours.MODEL.TORCH_BACKBONE == theirs.MODEL.TORCH_BACKBONE
     assert ours.MODEL.RESNETS.DEPTH == theirs.MODEL.RESNETS.DEPTH
-    for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH"):
+    for key in ("IMS_PER_BATCH", "REFERENCE_BATCH"):
         assert ours.SOLVER[key] == theirs.SOLVER[key]
+    if (kind, other) != ("shapes", "istr"):  # there each is trained for as long as it learns
+        assert ours.SOLVER.EPOCHS == theirs.SOLVER.EPOCHS
 
 
 def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

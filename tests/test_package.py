@@ -26,15 +26,17 @@ def test_the_operator_needs_neither_detectron2_nor_models():
     assert result.stdout == "[]\n", result.stderr
 
 
-def test_asking_for_the_config_registers_everything_in_silence():
+@pytest.mark.parametrize("name", ["add_isda_config", "add_istr_config"])
+def test_asking_for_the_config_registers_everything_in_silence(name):
     result = run(
-        "from isda import add_isda_config\n"
+        f"from isda import {name}\n"
         "from detectron2 import model_zoo\n"
         "from detectron2.data import DatasetCatalog\n"
         "from detectron2.modeling import META_ARCH_REGISTRY\n"
-        "print('ISDA' in META_ARCH_REGISTRY, 'shapes_train' in DatasetCatalog.list())"
+        "print(*(name in META_ARCH_REGISTRY for name in ('ISDA', 'ISTR')))\n"
+        "print('shapes_train' in DatasetCatalog.list())"
     )
-    assert result.stdout == "True True\n"
+    assert result.stdout == "True True\nTrue\n"
     assert result.stderr == ""
 
 
@@ -59,3 +61,20 @@ def test_unknown_attribute():
 
     with pytest.raises(AttributeError, match="module 'isda' has no attribute 'add_isdn_config'"):
         _ = isda.add_isdn_config
+
+
+@pytest.mark.parametrize("order", [("isda", "istr"), ("istr", "isda"), ("isda",), ("istr",)])
+def test_either_config_function_brings_what_both_share(order):
+    from detectron2.config import get_cfg
+
+    import isda
+
+    cfg = get_cfg()
+    for name in order:
+        getattr(isda, f"add_{name}_config")(cfg)
+        cfg.SOLVER.REFERENCE_BATCH = 3  # which the second call leaves alone
+    assert {node for node in ("ISDA", "ISTR") if node in cfg.MODEL} == {n.upper() for n in order}
+    assert cfg.SOLVER.REFERENCE_BATCH == 3
+    assert cfg.MODEL.WEIGHTS_MIN_MATCHED == 0.5
+    assert "DATASET_MAPPER_NAME" in cfg.INPUT
+    assert "SWIN" in cfg.MODEL

@@ -79,6 +79,18 @@ def test_crop_probability_and_switch():
         assert not any(isinstance(t, T.CropTransform) for t in augment(never, 400, 500)[1])
 
 
+@pytest.mark.parametrize(("height", "width"), [(427, 640), (640, 480)])
+def test_a_relative_crop_is_of_just_that_share(height, width):
+    """ISTR's recipe (arXiv 2105.00637, section 4.1)."""
+    keys = {"CROP__TYPE": "relative", "CROP__SIZE": [0.7, 0.7], "CROP__PROBABILITY": 1.0}
+    augmentations = build_augmentations(config(RANDOM_FLIP="none", **keys), True)
+    for _ in range(10):
+        size, (first, crop, _) = augment(augmentations, height, width)
+        assert min(first.new_h, first.new_w) in (400, 500, 600)
+        assert (crop.h, crop.w) == (int(0.7 * first.new_h + 0.5), int(0.7 * first.new_w + 0.5))
+        assert short_side_is_allowed(size, (crop.h, crop.w))
+
+
 def test_fixed_ignores_the_crop():
     augmentations = build_augmentations(config(DATASET_MAPPER_NAME="fixed"), True)
     for _ in range(10):
@@ -128,6 +140,7 @@ def test_test_time_only_resizes():
         ({"RANDOM_FLIP": "both"}, ["RANDOM_FLIP", "horizontal", "both"]),
         ({"CROP__PROBABILITY": 1.5}, ["CROP.PROBABILITY", "1.5"]),
         ({"CROP__SIZE": [600, 384]}, ["CROP.SIZE", "[600, 384]"]),
+        ({"CROP__TYPE": "relative"}, ["CROP.SIZE", "CROP.TYPE relative", "[384, 600]"]),
         ({"MIN_SIZE_TRAIN_SAMPLING": "range"}, ["MIN_SIZE_TRAIN", "range"]),
         ({"MIN_SIZE_TRAIN_SAMPLING": "any"}, ["MIN_SIZE_TRAIN_SAMPLING", "any"]),
         ({"DATASET_MAPPER_NAME": "isda_lsj", "MIN_SCALE": 3.0}, ["MIN_SCALE", "3.0"]),

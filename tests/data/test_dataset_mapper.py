@@ -500,6 +500,28 @@ def test_built_from_config_and_the_same_for_the_same_seed(file_name, name):
         assert result["instances"].gt_boxes.tensor.tolist() == boxes
 
 
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_boxes_are_tight_again_after_the_crop_of_istr(file_name, mask_format):
+    # Or a mask would not fill its box, as those do that the mask dictionary was fitted to.
+    cfg = config()
+    cfg.INPUT.COLOR_AUG = cfg.INPUT.RANDOM_ROTATE90 = False
+    cfg.INPUT.MASK_FORMAT = mask_format
+    cfg.INPUT.CROP.PROBABILITY, cfg.INPUT.CROP.TYPE = 1.0, "relative"
+    cfg.INPUT.CROP.SIZE = [0.7, 0.7]
+    sample, cut = build_mapper(cfg), 0
+    np.random.seed(0)
+    for _ in range(5):
+        result = sample(dataset_dict(file_name, random_polygons(20)))
+        instances, size = result["instances"], result["image"].shape[1:]
+        masks = instances.gt_masks
+        if mask_format == "polygon":
+            masks = BitMasks.from_polygon_masks(masks, *size)
+        boxes = instances.gt_boxes.tensor
+        assert boxes.tolist() == [tight_box(mask) for mask in masks.tensor.numpy()]
+        cut += int((boxes[:, :2] == 0).any() or (boxes[:, 2:] == torch.tensor(size[::-1])).any())
+    assert cut == 5
+
+
 def test_inference_resizes_and_drops_annotations(file_name):
     result = build_mapper(config(), is_train=False)(dataset_dict(file_name, [GOOD]))
     assert result["image"].shape == (3, 30, 45)

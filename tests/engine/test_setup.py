@@ -3,7 +3,7 @@ import argparse
 import pytest
 import torch
 import yaml
-from toys import toy_config, toy_data
+from toys import ISTR, toy_config, toy_data
 
 from isda.engine import setup as configuration
 from isda.engine.setup import ConfigError, check_config, load_config, resolve_schedule, setup
@@ -101,6 +101,41 @@ def test_wrong_values(tmp_path, key, value, message):
     check_config(toy_config(tmp_path), world_size=2)
     with pytest.raises(ConfigError, match=message):
         check_config(toy_config(tmp_path, key, value), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("NUM_QUERIES", 0, "MODEL.ISTR.NUM_QUERIES must be at least 1, got 0"),
+        ("NUM_STEPS", 0, "MODEL.ISTR.NUM_STEPS must be at least 1, got 0"),
+        ("NUM_HEADS", 5, r"ISTR.HIDDEN_DIM \(32\) must be a multiple of .*ISTR.NUM_HEADS \(5\)"),
+        ("BOX_WEIGHT", -1.0, "MODEL.ISTR.BOX_WEIGHT must be at least 0"),
+        ("EMBEDDING_COST", -1.0, "MODEL.ISTR.EMBEDDING_COST must be at least 0"),
+        ("MASK_THRESHOLD", 2.0, "MODEL.ISTR.MASK_THRESHOLD must be between 0 and 1"),
+        ("EMBEDDING_DIM", 785, r"EMBEDDING_DIM \(785\) must not exceed the pixels .*\(28\)"),
+    ],
+)
+def test_wrong_values_of_istr(tmp_path, key, value, message):
+    check_config(toy_config(tmp_path, *ISTR))
+    with pytest.raises(ConfigError, match=message):
+        check_config(toy_config(tmp_path, *ISTR, f"MODEL.ISTR.{key}", value))
+    check_config(toy_config(tmp_path, f"MODEL.ISTR.{key}", value))  # ISDA does not read it
+
+
+def test_flags_of_the_command_line_are_parsed():
+    flags = ["MODEL.ISTR.IMAGE_FEATURE", "False", "MODEL.ISTR.MASK_NOISE", "True"]
+    istr = load_config(opts=flags).MODEL.ISTR
+    assert istr.IMAGE_FEATURE is False
+    assert istr.MASK_NOISE is True
+
+
+def test_classes_of_istr_come_from_the_data(tmp_path):
+    toy_data(tmp_path)
+    args = arguments(toy_config(tmp_path / "out", *ISTR, "MODEL.ISTR.NUM_CLASSES", 0), tmp_path)
+    assert setup(args).MODEL.ISTR.NUM_CLASSES == 2
+    args = arguments(toy_config(tmp_path / "out", *ISTR, "MODEL.ISTR.NUM_CLASSES", 80), tmp_path)
+    with pytest.raises(ValueError, match=r"MODEL\.ISTR\.NUM_CLASSES"):
+        setup(args)
 
 
 def test_steps_outside_the_schedule(tmp_path):

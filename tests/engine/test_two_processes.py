@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
-from toys import same_size_config, same_weights, toy_data
+from toys import ISTR, same_size_config, same_weights, toy_data
 
 from isda.engine.trainer import Trainer
 
@@ -59,25 +59,31 @@ def outcome(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_of_one_image_equal_one_process_of_two(outcome, tmp_path, one_thread):
+@pytest.mark.parametrize(
+    ("model", "overrides"), [("weights", ()), ("istr", (*ISTR, "SOLVER.BASE_LR", 1e-4))]
+)
+def test_two_processes_of_one_image_equal_one_process_of_two(
+    outcome, tmp_path, one_thread, model, overrides
+):
     _, (first, second) = outcome
-    assert same_weights(first["weights"], second["weights"])
+    assert same_weights(first[model], second[model])
     toy_data(tmp_path, sizes=[(64, 64)])
-    cfg = same_size_config(tmp_path / "one")
+    cfg = same_size_config(tmp_path / "one", *overrides)
     seed_all_rng(cfg.SEED)
     trainer = Trainer(cfg)
     start = {k: v.clone() for k, v in trainer.checkpointer.model.state_dict().items()}
     trainer.train()
     for name, together in trainer.checkpointer.model.state_dict().items():
         moved = (together - start[name]).abs().max()
-        difference = (together - first["weights"][name]).abs().max()
+        difference = (together - first[model][name]).abs().max()
         assert difference <= 1e-3 * moved + 1e-7, name
 
 
 def test_an_image_without_instances_in_one_process_stops_nobody(outcome):
     # Of the toy images the first has none, and three steps of two images show all five.
     _, (first, _) = outcome
-    assert all(torch.isfinite(tensor).all() for tensor in first["weights"].values())
+    for model in ("weights", "istr"):
+        assert all(torch.isfinite(tensor).all() for tensor in first[model].values())
 
 
 def test_all_processes_skip_a_step_that_is_bad_in_one(outcome):

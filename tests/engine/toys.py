@@ -1,4 +1,4 @@
-"""The smallest ISDA and the smallest data set that a whole training needs.
+"""The smallest ISDA and ISTR, and the smallest data set that a whole training needs.
 
 A module of its own, because the programs that tests start and kill need it as well.
 """
@@ -16,10 +16,14 @@ from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import nn
 
-from isda import add_isda_config
+from isda import add_isda_config, add_istr_config
 from isda.meta_arch.isda import ISDA
+from isda.modeling.backbone.fpn import with_fpn
 
 CHANNELS = {"res2": 8, "res3": 16, "res4": 16, "res5": 32}
+
+# Overrides that make an ISTR of the toy.
+ISTR = ("MODEL.META_ARCHITECTURE", "ISTR", "MODEL.BACKBONE.NAME", "build_toy_fpn_backbone")
 
 
 @BACKBONE_REGISTRY.register()
@@ -48,6 +52,11 @@ class ToyBackbone(Backbone):
         return {name: ShapeSpec(channels=c, stride=strides[name]) for name, c in CHANNELS.items()}
 
 
+@BACKBONE_REGISTRY.register()
+def build_toy_fpn_backbone(cfg, input_shape):
+    return with_fpn(cfg, ToyBackbone(cfg, input_shape))
+
+
 @META_ARCH_REGISTRY.register()
 class PoisonedISDA(ISDA):
     """An ISDA that sees NaN in every image of a file whose name contains "poison"."""
@@ -63,6 +72,7 @@ class PoisonedISDA(ISDA):
 def toy_config(output_dir, *overrides) -> CfgNode:
     cfg = get_cfg()
     add_isda_config(cfg)
+    add_istr_config(cfg)
     cfg.OUTPUT_DIR = str(output_dir)
     cfg.SEED = 7
     cfg.MODEL.DEVICE = "cpu"
@@ -74,6 +84,11 @@ def toy_config(output_dir, *overrides) -> CfgNode:
     isda.NUM_CLASSES, isda.HIDDEN_DIM, isda.NUM_QUERIES, isda.NUM_HEADS = 2, 64, 6, 4
     isda.ENCODER_LAYERS, isda.DECODER_LAYERS, isda.FEEDFORWARD_DIM = 1, 2, 32
     isda.MASK_HEAD_DIM = isda.MASK_DIM = 64
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = list(CHANNELS), 32
+    istr = cfg.MODEL.ISTR
+    istr.NUM_CLASSES, istr.HIDDEN_DIM, istr.NUM_QUERIES, istr.NUM_HEADS = 2, 32, 6, 4
+    istr.NUM_STEPS, istr.FEEDFORWARD_DIM, istr.DYNAMIC_DIM = 2, 32, 8
+    istr.POOLER_RESOLUTION, istr.EMBEDDING_DIM = 3, 10
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("toy",)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from toys import register_toy_data, same_size_config
+from toys import ISTR, register_toy_data, same_size_config
 
 from isda.engine.launch import argument_parser, run
 from isda.engine.trainer import Trainer
@@ -38,6 +38,7 @@ def main(args):
     logging.getLogger("isda.engine.steps").addHandler(handler)
 
     trained = train(same_size_config(output / "two"))
+    istr = train(same_size_config(output / "istr", *ISTR, "SOLVER.BASE_LR", 1e-4))
     poisoned = same_size_config(
         output / "poisoned",
         *("MODEL.META_ARCHITECTURE", "PoisonedISDA", "DATASETS.TRAIN", ("poisoned",)),
@@ -46,6 +47,7 @@ def main(args):
     skipped = train(poisoned)
     result = {
         "weights": trained.checkpointer.model.state_dict(),
+        "istr": istr.checkpointer.model.state_dict(),
         "poisoned": skipped.checkpointer.model.state_dict(),
         "messages": messages,
     }

@@ -39,6 +39,11 @@ def _detr_resize(cfg: CfgNode) -> list[T.Augmentation]:
             "INPUT.CROP.SIZE must be [smallest, largest] for INPUT.CROP.TYPE absolute_range, got "
             f"{list(crop.SIZE)}"
         )
+    if crop.TYPE.startswith("relative") and not all(0 < share <= 1 for share in crop.SIZE):
+        raise ValueError(
+            "INPUT.CROP.SIZE must be two shares of the image, above 0 and at most 1, for "
+            f"INPUT.CROP.TYPE {crop.TYPE}, got {list(crop.SIZE)}"
+        )
     before = T.ResizeShortestEdge(tuple(crop.RESIZE_BEFORE), sample_style="choice")
     cut = T.AugmentationList([before, T.RandomCrop(crop.TYPE, crop.SIZE)])
     return [T.RandomApply(cut, crop.PROBABILITY), resize]
