@@ -10,7 +10,7 @@ from isda import add_isda_config, add_istr_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *("README.md", "demo/README.md", "tools/README.md"),
-    *("docs/CONFIG.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md"),
+    *("docs/CONFIG.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md", "docs/MASK_EMBEDDING.md"),
 ]
 
 

@@ -129,6 +129,7 @@ def test_what_is_left_out_is_counted(tmp_path):
             annotation(good, [40, 30, 5, 5]),  # beside its mask
             annotation(compressed(disc(10, 10, 4)), [40, 30, 5, 5]),
             annotation(compressed(disc(10, 10, 4)), [-50, -40, 5, 5]),  # outside the image
+            annotation(compressed(disc(10, 10, 4)), [0, 0, 1e7, 1e7]),  # would take minutes
             annotation(good, [5, 6, 1e-6, 1e-6]),  # a corner that is far from the others
         ],
     )
@@ -143,6 +144,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         "of zero area": 2,
         "outside the image": 1,
         "without a box of positive size": 3,
+        "with a box far beyond the image": 1,
         "empty as target masks": 3,
     }
 

@@ -213,7 +213,7 @@ def test_authors_layout(tmp_path):
         tmp_path / "theirs.npz",
         components_c=ours.components[None],
         mean_c=ours.mean[None],
-        explained_variance_c=ours.explained_variance[None],
+        explained_variance_c=ours.explained_variance,
         ratio_c=ours.explained_variance_ratio[None],
     )
     theirs, masks = MaskEmbedding.from_file(tmp_path / "theirs.npz", dim=4), random_masks(3, 6)
@@ -255,6 +255,8 @@ def spoil(path: Path, how: str) -> None:
             np.save(file, dictionary.components)
     elif how == "other archive":
         np.savez(path, weights=dictionary.components)
+    elif how == "half of the authors'":
+        np.savez(path, components_c=dictionary.components[None], mean_c=dictionary.mean[None])
     elif how == "shapes":
         dictionary.mean = dictionary.mean[:-1]
         dictionary.save(path)
@@ -279,6 +281,7 @@ def spoil(path: Path, how: str) -> None:
         ("pickled", "is no readable .npz without pickles"),
         ("one array", "is no readable .npz without pickles"),
         ("other archive", "is no mask dictionary, it has no components, mean, explained_variance"),
+        ("half of the authors'", "is no mask dictionary, it has no explained_variance, explained"),
         ("shapes", r"here are components \[5, 36\], mean \[35\]"),
         ("not square", r"here are components \[5, 35\], mean \[35\]"),
         ("nan", "has numbers that are not finite"),

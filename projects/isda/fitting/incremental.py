@@ -48,9 +48,9 @@ class IncrementalFit:
         Args:
             masks: ``(m, S, S)`` or ``(m, S*S)`` bool.
         """
-        batch = masks.reshape(len(masks), -1).astype(np.float64)
-        if not len(batch):
+        if not len(masks):
             return
+        batch = masks.reshape(len(masks), -1).astype(np.float64)
         before, after = self.count, self.count + len(batch)
         mean = batch.mean(axis=0)
         correction = np.sqrt(before * len(batch) / after) * (self._mean - mean)

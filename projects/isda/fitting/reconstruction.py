@@ -11,7 +11,7 @@ from isda.fitting.target_masks import Chunk, crop_chunk
 from isda.modeling.mask_dictionary import MaskDictionary
 from isda.modeling.mask_embedding import MaskEmbedding
 
-__all__ = ["Reconstruction", "SIZES", "reconstruct", "reconstruct_chunk"]
+__all__ = ["SIZES", "Reconstruction", "joined", "reconstruct", "reconstruct_chunk"]
 
 # COCO's bounds of area, in pixels of the image.
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}

@@ -1,6 +1,5 @@
 """Target masks out of annotation files, in parallel: what a dictionary is fitted to."""
 
-import functools
 import hashlib
 import itertools
 import os
@@ -8,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_all_start_methods, get_context
 from typing import TypeVar
 
 import numpy as np
@@ -34,9 +32,12 @@ CHUNK_SIZE = 2048  # annotations that one call of a worker takes
 
 _CANVAS_PIXELS = 1 << 22  # of the bitmaps that are cropped together
 
+_FAR = 10  # image sides
+
 _CROWD = "crowds"
 _EMPTY = "empty as target masks"
 _NO_BOX = "without a box of positive size"
+_FAR_BOX = "with a box far beyond the image"
 
 Result = TypeVar("Result")
 
@@ -167,6 +168,9 @@ def _box(
     if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= 0).any():
         raise UnusableSegmentationError(_NO_BOX)
     box[2:] += box[:2]
+    # ROIAlign takes time in proportion to the box.
+    if np.abs(box).max() > _FAR * max(size):
+        raise UnusableSegmentationError(_FAR_BOX)
     return box
 
 
@@ -270,10 +274,7 @@ def map_chunks(
             yield function(chunk)
             advance(len(chunk))
         return
-    # Where there is fork, workers need not import PyTorch and Detectron2 anew.
-    context = get_context("fork" if "fork" in get_all_start_methods() else "spawn")
-    single = functools.partial(torch.set_num_threads, 1)
-    with ProcessPoolExecutor(workers, context, initializer=single) as pool:
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending: deque[tuple[int, Future[Result]]] = deque()
         for chunk in itertools.chain(chunks, itertools.repeat(None)):
             # No more than this ahead: results of a slow reader would fill the memory.

@@ -98,10 +98,7 @@ class MaskDictionary:
         """
         content = read_archive(path)
         if _AUTHORS[0] in content:
-            content = {ours: content[theirs] for ours, theirs in _authors_names(content)}
-            content["components"] = _without_leading_one(content["components"], 2)
-            for name in _ARRAYS[1:]:
-                content[name] = content[name].reshape(-1)
+            content = _from_authors(content)
         missing = [name for name in _ARRAYS if name not in content]
         if missing:
             raise DictionaryError(
@@ -158,12 +155,14 @@ def pairs_of(content: dict, names: str, values: str, kind: type) -> dict:
     return dict(zip(keys, map(kind, content.get(values, ()))))
 
 
-def _authors_names(content: dict) -> list[tuple[str, str]]:
-    return [(ours, theirs) for ours, theirs in zip(_ARRAYS, _AUTHORS) if theirs in content]
-
-
-def _without_leading_one(array: np.ndarray, ndim: int) -> np.ndarray:
-    return array[0] if array.ndim == ndim + 1 and len(array) == 1 else array
+def _from_authors(content: dict) -> dict:
+    """Our names and shapes; theirs have a leading dimension of one, of some arrays."""
+    arrays = {ours: content[theirs] for ours, theirs in zip(_ARRAYS, _AUTHORS) if theirs in content}
+    ndims = {name: 2 if name == "components" else 1 for name in arrays}
+    return {
+        name: array[0] if array.ndim == ndims[name] + 1 and len(array) == 1 else array
+        for name, array in arrays.items()
+    }
 
 
 def _check_shapes(content: dict, path) -> None:

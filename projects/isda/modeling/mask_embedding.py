@@ -18,7 +18,7 @@ _SMALLEST_RHO = 0.01
 # Bitmaps that are widened to float32 at a time.
 _CHUNK_PIXELS = 1 << 25
 # pycocotools needs memory in proportion to a vertex's distance, and dies beyond int32.
-_FARTHEST = float(1 << 20)
+_FARTHEST = float(1 << 18)
 
 
 def crop_masks(masks: BitMasks | PolygonMasks, boxes: Tensor, side: int) -> Tensor:
