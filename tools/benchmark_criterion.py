@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time and memory of ISDA's criterion against a whole training step.
+"""Time and memory of a model's criterion against a whole training step.
 
 The step is cut where predictions enter the criterion: its backward pass ends there, and the rest
 of the model goes on from those gradients. So each part is measured alone, and together they are
@@ -7,10 +7,14 @@ exactly one training step. Images and masks are synthetic; no weights are loaded
 
     python tools/benchmark_criterion.py --instances 7 50 200 --output criterion.json
     python tools/benchmark_criterion.py --height 128 --width 160 MODEL.ISDA.NUM_QUERIES 50
+    python tools/benchmark_criterion.py \\
+        --config-file configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml
 """
 
 import argparse
+import copy
 import ctypes
+import dataclasses
 import datetime
 import json
 import platform
@@ -25,14 +29,14 @@ import detectron2
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Instances
 from torch import Tensor, nn
 
-from isda import add_isda_config
-from isda.structures import SetPrediction
-from isda.training.criterion import MaskCriterion
+from isda import add_isda_config, add_istr_config
+from isda.engine.setup import node_with_classes
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 CRITERION_PARTS = ("targets", "matching", "loss", "loss_backward")
 PARTS = ("forward", *CRITERION_PARTS, "backward", "optimizer")
@@ -121,7 +125,7 @@ def synthetic_inputs(
             torch.le(distance, 1, out=mask)
         instances = Instances((height, width))
         instances.gt_masks = BitMasks(masks)
-        instances.gt_boxes = Boxes(torch.zeros(num_instances, 4))
+        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         instances.gt_classes = torch.randint(num_classes, (num_instances,), generator=generator)
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         inputs.append({"image": image, "instances": instances})
@@ -153,20 +157,15 @@ class TrainingStep:
             self.optimizer.step()
         return losses
 
-    def _criterion(
-        self, leaves: list[SetPrediction], inputs: list[dict], meter: Meter
-    ) -> dict[str, Tensor]:
+    def _criterion(self, leaves: list, inputs: list[dict], meter: Meter) -> dict[str, Tensor]:
         """Everything between the predictions and their gradients, which it leaves there."""
         criterion = self.model.criterion
         with meter("targets"):
             targets = self.model.targets(inputs)
         with meter("matching"):
             matches = criterion.matcher(leaves, targets)
-        matched = MaskCriterion(
-            lambda *_: matches,
-            class_weight=criterion.class_weight,
-            mask_weight=criterion.mask_weight,
-        )
+        matched = copy.copy(criterion)
+        matched.matcher = lambda *_: matches
         with meter("loss"):
             losses = matched(leaves, targets)
         with meter("loss_backward"):
@@ -178,29 +177,30 @@ class TrainingStep:
         return torch.autocast(self.model.device.type, self.autocast_dtype, enabled=enabled)
 
 
-def cut(predictions: list[SetPrediction]) -> list[SetPrediction]:
-    """The same predictions as leaves of a graph of their own."""
-    features = predictions[0].mask_features.detach().requires_grad_()
+def cut(predictions: list) -> list:
+    """The same predictions as leaves of a graph of their own; what layers share stays shared."""
+    leaves = {id(t): t.detach().requires_grad_() for t in tensors_of(predictions)}
     return [
-        SetPrediction(
-            p.class_logits.detach().requires_grad_(), p.kernels.detach().requires_grad_(), features
-        )
+        type(p)(*(leaves[id(getattr(p, field.name))] for field in dataclasses.fields(p)))
         for p in predictions
     ]
 
 
-def tensors_of(predictions: list[SetPrediction]) -> list[Tensor]:
-    layers = [tensor for p in predictions for tensor in (p.class_logits, p.kernels)]
-    return [predictions[0].mask_features, *layers]
+def tensors_of(predictions: list) -> list[Tensor]:
+    """Each tensor once."""
+    tensors = [getattr(p, field.name) for p in predictions for field in dataclasses.fields(p)]
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def load_config(path: str, overrides: list[str]) -> CfgNode:
     cfg = get_cfg()
     add_isda_config(cfg)
+    add_istr_config(cfg)
     cfg.merge_from_file(path)
     cfg.merge_from_list(overrides)
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.ISDA.NUM_CLASSES = cfg.MODEL.ISDA.NUM_CLASSES or CLASSES_OF_COCO
+    node = cfg.MODEL[node_with_classes(cfg)]
+    node.NUM_CLASSES = node.NUM_CLASSES or CLASSES_OF_COCO
     return cfg
 
 
@@ -298,8 +298,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--config-file", default=str(root / CONFIG))
+    parser.add_argument("--config-file", default=str(ROOT / CONFIG))
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1216)
     parser.add_argument("--batch", type=int, default=2)
@@ -325,9 +324,8 @@ def main(arguments: list[str] | None = None) -> dict:
         "rows": [],
     }
     for count in args.instances:
-        inputs = synthetic_inputs(
-            args.batch, args.height, args.width, count, cfg.MODEL.ISDA.NUM_CLASSES
-        )
+        num_classes = cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES
+        inputs = synthetic_inputs(args.batch, args.height, args.width, count, num_classes)
         if not report["rows"]:
             step(inputs, Meter(step.model.device, with_memory=False))  # makes AdamW's moments
         report["rows"].append(measure(step, inputs, args.repeats))

@@ -12,11 +12,22 @@ SMALL = [
     *("MODEL.ISDA.NUM_QUERIES", "40", "MODEL.ISDA.DROPOUT", "0.0"),
 ]
 
+SMALL_ISTR = [
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ISTR.HIDDEN_DIM", "32"),
+    *("MODEL.ISTR.NUM_STEPS", "2", "MODEL.ISTR.NUM_QUERIES", "40"),
+    *("MODEL.ISTR.FEEDFORWARD_DIM", "32", "MODEL.ISTR.DYNAMIC_DIM", "8"),
+]
+ISTR_CONFIG = benchmark_criterion.ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml"
+MODELS = [([], SMALL), (["--config-file", str(ISTR_CONFIG)], SMALL_ISTR)]
 
-def test_figures_are_consistent(tmp_path, capsys):
+
+@pytest.mark.parametrize(("config", "small"), MODELS, ids=["ISDA", "ISTR"])
+def test_figures_are_consistent(tmp_path, capsys, config, small):
     output = tmp_path / "criterion.json"
     sizes = ["--height", "64", "--width", "96", "--instances", "0", "30", "--repeats", "2"]
-    report = benchmark_criterion.main([*sizes, "--device", "cpu", "--output", str(output), *SMALL])
+    options = [*config, *sizes, "--device", "cpu", "--output", str(output)]
+    report = benchmark_criterion.main([*options, *small])
     assert json.loads(output.read_text()) == report
     assert [row["instances"] for row in report["rows"]] == [0, 30]
     for row in report["rows"]:
@@ -35,9 +46,10 @@ def test_figures_are_consistent(tmp_path, capsys):
     assert len(table) == 6
 
 
-def test_the_parts_make_one_training_step():
+@pytest.mark.parametrize(("config", "small"), MODELS, ids=["ISDA", "ISTR"])
+def test_the_parts_make_one_training_step(config, small):
     cfg = benchmark_criterion.load_config(
-        benchmark_criterion.parse_arguments([]).config_file, [*SMALL, "MODEL.DEVICE", "cpu"]
+        benchmark_criterion.parse_arguments(config).config_file, [*small, "MODEL.DEVICE", "cpu"]
     )
     step = benchmark_criterion.build_step(cfg)
     inputs = benchmark_criterion.synthetic_inputs(2, 64, 96, 5, num_classes=80)
