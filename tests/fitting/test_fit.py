@@ -139,7 +139,7 @@ def test_first_components_are_the_smaller_fit(coco):
 # --- incremental
 
 
-@pytest.mark.parametrize("batch", [480, 97])
+@pytest.mark.parametrize("batch", [200, 97])
 def test_incremental_and_exact_fits_agree(coco, batch):
     exact, increments = MaskMoments.of(coco[::2]).dictionary(40), IncrementalFit(28, 40)
     for start in range(0, len(coco[::2]), batch):
