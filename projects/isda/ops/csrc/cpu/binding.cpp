@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -26,6 +27,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kWorkPerThread = 1 << 17;  // samples times channels, some 50 microseconds
+constexpr int64_t kReadsPerCopy = 4;  // of every token, so that copying it pays
 
 Type type_of(ScalarType type) {
   switch (type) {
@@ -126,9 +128,39 @@ struct Inputs {
 
   // How many units of work, each of so many queries and heads, are worth a thread.
   int64_t grain(int64_t bags) const {
-    return 1 + kWorkPerThread / (bags * problem.levels * problem.points * problem.channels);
+    return 1 + kWorkPerThread / (bags * samples() * problem.channels);
   }
 
+  // Whether the queries of one head read so much that its tokens should be copied together first.
+  bool worth_repacking() const {
+    int64_t cells = 2;  // with the empty ones around the levels, which may be many
+    for (int64_t level = 0; level < problem.levels; ++level) {
+      cells += (problem.shapes[2 * level] + 2) * (problem.shapes[2 * level + 1] + 1) + 1;
+    }
+    return cells <= 2 * problem.tokens + 1024 && reads() >= kReadsPerCopy * problem.tokens;
+  }
+
+  // Whether a token belongs to two levels, or there may be some that belong to none.
+  bool overlap() const {
+    for (int64_t a = 0; a < problem.levels; ++a) {
+      for (int64_t b = 0; b < a; ++b) {
+        if (start(a) < end(b) && start(b) < end(a)) return true;
+      }
+    }
+    return false;
+  }
+  bool gaps() const {
+    int64_t covered = 0;
+    for (int64_t level = 0; level < problem.levels; ++level) covered += end(level) - start(level);
+    return covered != problem.tokens;
+  }
+
+  int64_t samples() const { return problem.levels * problem.points; }
+  int64_t reads() const { return problem.queries * samples() * 4; }
+  int64_t start(int64_t level) const { return problem.starts[level]; }
+  int64_t end(int64_t level) const {
+    return start(level) + problem.shapes[2 * level] * problem.shapes[2 * level + 1];
+  }
   bool empty() const { return value.numel() == 0 || weights.numel() == 0; }
 
   Tensor value, shapes, starts, locations, weights;
@@ -144,12 +176,20 @@ Tensor forward(
   if (inputs.empty()) return torch::stable::new_zeros(value, size);
   Tensor output = torch::stable::new_empty(value, size);
   problem.output = output.mutable_data_ptr();
-  const auto run = kernels(type_of(value.scalar_type())).forward;
+  const Kernels run = kernels(type_of(value.scalar_type()));
   const int64_t blocks =
       (problem.queries + isda::kQueriesPerBlock - 1) / isda::kQueriesPerBlock;
-  torch::stable::parallel_for(
-      0, problem.images * blocks, inputs.grain(isda::kQueriesPerBlock * problem.heads),
-      [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+  if (inputs.worth_repacking()) {
+    const int64_t enough = blocks * kReadsPerCopy * problem.tokens / inputs.reads();
+    torch::stable::parallel_for(
+        0, problem.images * problem.heads * blocks,
+        std::max(inputs.grain(isda::kQueriesPerBlock), enough),
+        [&](int64_t begin, int64_t end) { run.forward_repacked(problem, begin, end); });
+  } else {
+    torch::stable::parallel_for(
+        0, problem.images * blocks, inputs.grain(isda::kQueriesPerBlock * problem.heads),
+        [&](int64_t begin, int64_t end) { run.forward(problem, begin, end); });
+  }
   return output;
 }
 
@@ -168,9 +208,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const bool geometry = output_mask[1] || output_mask[2];
   const std::array<int64_t, 1> nothing = {0};
   const Tensor grads = torch::stable::contiguous(grad_output);
-  Tensor grad_value = output_mask[0]
+  // Repacked, a token's gradient gets complete before it is written, once, in its final type.
+  const bool repacked = !inputs.empty() && inputs.worth_repacking() && !inputs.overlap();
+  Tensor grad_value = !output_mask[0] ? torch::stable::new_empty(value, nothing)
+                      : !repacked
                           ? torch::stable::new_zeros(inputs.value, inputs.value.sizes(), wide)
-                          : torch::stable::new_empty(value, nothing);
+                      : inputs.gaps() ? torch::stable::new_zeros(inputs.value, inputs.value.sizes())
+                                      : torch::stable::new_empty(inputs.value, inputs.value.sizes());
   const auto like = [&](const Tensor& tensor, bool wanted) {
     if (!wanted) return torch::stable::new_empty(tensor, nothing);
     // Where there is something to compute all of it gets written.
@@ -186,12 +230,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       problem.grad_locations = grad_locations.mutable_data_ptr();
       problem.grad_weights = grad_weights.mutable_data_ptr();
     }
-    const auto run = kernels(type_of(type)).backward;
+    const Kernels all = kernels(type_of(type));
+    const auto run = repacked ? all.backward_repacked : all.backward;
+    const int64_t slices = problem.images * problem.heads;
+    // Levels that share no token can be parted too; as bits go, that makes no difference.
+    const int64_t shares =
+        slices < torch::stable::get_num_threads() && !inputs.overlap() ? problem.levels : 1;
     torch::stable::parallel_for(
-        0, problem.images * problem.heads, inputs.grain(problem.queries),
-        [&](int64_t begin, int64_t end) { run(problem, begin, end); });
+        0, slices * shares, inputs.grain(problem.queries),
+        [&](int64_t begin, int64_t end) { run(problem, shares, begin, end); });
   }
-  if (wide != type && output_mask[0]) grad_value = torch::stable::to(grad_value, type);
+  if (output_mask[0] && !repacked && wide != type) {
+    grad_value = torch::stable::to(grad_value, type);
+  }
   if (!output_mask[1]) grad_locations = torch::stable::new_empty(locations, nothing);
   if (!output_mask[2]) grad_weights = torch::stable::new_empty(weights, nothing);
   return {grad_value, grad_locations, grad_weights};

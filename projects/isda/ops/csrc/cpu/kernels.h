@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <new>
 
 namespace isda {
 
@@ -22,18 +23,26 @@ struct Problem {
   // Backward. The first of these is an input; those that are not wanted are null, the last two
   // together.
   const void* grad_output;  // (B, Q, M, D)
-  void* grad_value;         // (B, S, M, D) of C, zero before
+  void* grad_value;         // (B, S, M, D), zero before; of C, or of the value's type if repacked
   void* grad_locations;     // like locations
   void* grad_weights;       // like weights
 };
 
 constexpr int64_t kQueriesPerBlock = 16;
 
+// What follows comes in pairs: the second is for many samples per token. Before it samples, it
+// copies what it is about to read, a head of an image, to where one token follows the other.
+// Beside those of other heads tokens lie a power of two apart, and of such addresses caches keep
+// few. Both give the same bits.
 struct Kernels {
-  // Blocks begin..end - 1 of B * ceil(Q / kQueriesPerBlock); those of an image follow each other.
+  // Blocks begin..end - 1 of B * ceil(Q / kQueriesPerBlock), image by image.
   void (*forward)(const Problem&, int64_t begin, int64_t end);
-  // Slices begin..end - 1 of B * M: one head of one image, which shares no gradient with another.
-  void (*backward)(const Problem&, int64_t begin, int64_t end);
+  // Blocks begin..end - 1 of B * M * ceil(Q / kQueriesPerBlock), head by head.
+  void (*forward_repacked)(const Problem&, int64_t begin, int64_t end);
+  // Shares begin..end - 1 of B * M * shares: of one head of one image the levels of one share,
+  // whose gradients nobody else's queries touch. L must be a multiple of `shares`.
+  void (*backward)(const Problem&, int64_t shares, int64_t begin, int64_t end);
+  void (*backward_repacked)(const Problem&, int64_t shares, int64_t begin, int64_t end);
 };
 
 namespace baseline {

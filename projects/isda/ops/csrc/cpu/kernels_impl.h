@@ -3,283 +3,123 @@
 //
 // No function of the standard library that is a template or inline may be called from here: the
 // linker keeps one copy of each, which might be the one for a processor that is not there.
-//
-// Vectors are those of GCC and Clang: 32 bytes, which the compiler splits where there are none.
 
 #include "kernels.h"
+
+#define ISDA_INLINE inline __attribute__((always_inline))
+
+#include "vectors_impl.h"
 
 namespace isda {
 namespace ISDA_ARCHITECTURE {
 namespace {
 
-#define ISDA_INLINE inline __attribute__((always_inline))
-
-typedef float FloatVector __attribute__((vector_size(32)));
-typedef double DoubleVector __attribute__((vector_size(32)));
-typedef uint16_t Halves __attribute__((vector_size(16)));
-typedef uint32_t Words __attribute__((vector_size(32)));
-typedef int32_t Integers8 __attribute__((vector_size(32)));
-typedef int32_t Integers4 __attribute__((vector_size(16)));
-
-// Integers of the same number of lanes.
-template <typename Vector>
-struct IntegersOf;
-template <>
-struct IntegersOf<FloatVector> {
-  using Type = Integers8;
-};
-template <>
-struct IntegersOf<DoubleVector> {
-  using Type = Integers4;
-};
-template <typename C>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using Type = FloatVector;
-};
-template <>
-struct VectorOf<double> {
-  using Type = DoubleVector;
-};
-
-template <typename To, typename From>
-ISDA_INLINE To bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "sizes differ");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-template <typename Vector, typename Scalar>
-ISDA_INLINE Vector load(const Scalar* from) {
-  Vector vector;
-  __builtin_memcpy(&vector, from, sizeof(vector));
-  return vector;
-}
-
-template <typename Vector, typename Scalar>
-ISDA_INLINE void store(Scalar* to, Vector vector) {
-  __builtin_memcpy(to, &vector, sizeof(vector));
-}
-
-// The element types: how they are stored, and what is computed with.
-
-struct Double {
-  using Stored = double;
-  using Computed = double;
-  using Vector = DoubleVector;
-  static ISDA_INLINE double widen(double x) { return x; }
-  static ISDA_INLINE double narrow(double x) { return x; }
-  static ISDA_INLINE Vector vector(const double* from) { return load<Vector>(from); }
-};
-
-struct Float {
-  using Stored = float;
-  using Computed = float;
-  using Vector = FloatVector;
-  static ISDA_INLINE float widen(float x) { return x; }
-  static ISDA_INLINE float narrow(float x) { return x; }
-  static ISDA_INLINE Vector vector(const float* from) { return load<Vector>(from); }
-};
-
-struct BFloat16 {
-  using Stored = uint16_t;
-  using Computed = float;
-  using Vector = FloatVector;
-  static ISDA_INLINE float widen(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
-  static ISDA_INLINE uint16_t narrow(float x) {  // to the nearest, ties to even
-    const uint32_t wide = bits<uint32_t>(x);
-    if (x != x) return uint16_t(wide >> 16 | 0x40);
-    return uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+// Zeros, at the start of a cache line.
+template <typename T>
+class Array {
+ public:
+  explicit Array(int64_t size)
+      : data_(static_cast<T*>(::operator new[](size * sizeof(T) + kLine, std::align_val_t(kLine)))) {
+    __builtin_memset(data_, 0, size * sizeof(T));
   }
-  static ISDA_INLINE Vector vector(const uint16_t* from) {
-    return bits<Vector>(__builtin_convertvector(load<Halves>(from), Words) << 16);
-  }
+  ~Array() { ::operator delete[](data_, std::align_val_t(kLine)); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ISDA_INLINE T* get() const { return data_; }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  T* const data_;
 };
 
-struct Half {
-  using Stored = uint16_t;
-  using Computed = float;
-  using Vector = FloatVector;
-  static ISDA_INLINE float widen(uint16_t x) {
-    // Exponents are 112 apart; the product also normalises what is subnormal in half precision.
-    const float magnitude = bits<float>(uint32_t(x & 0x7fff) << 13) * 0x1p112f;
-    uint32_t wide = bits<uint32_t>(magnitude);
-    if ((x & 0x7c00) == 0x7c00) wide |= 0x7f800000;  // infinite or not a number
-    return bits<float>(wide | uint32_t(x & 0x8000) << 16);
-  }
-  static ISDA_INLINE uint16_t narrow(float x) {  // to the nearest, ties to even
-    const uint16_t sign = uint16_t(bits<uint32_t>(x) >> 16 & 0x8000);
-    const uint32_t wide = bits<uint32_t>(x) & 0x7fffffff;
-    const float magnitude = bits<float>(wide);
-    if (magnitude != magnitude) return sign | 0x7e00;
-    if (magnitude >= 65520.0f) return sign | 0x7c00;
-    if (magnitude < 0x1p-14f) {
-      // Subnormal: beside one half, float32's last bit is half precision's.
-      return uint16_t(sign | (bits<uint32_t>(magnitude + 0.5f) - bits<uint32_t>(0.5f)));
+struct Level {
+  int64_t height, width, start;
+  int64_t origin;  // number of cell (0, 0)
+  int64_t pitch;   // from a row to the next
+};
+
+// Some levels of one head of one image, and how their cells are numbered.
+//
+// kPacked: level below level, with an empty cell before every row and behind the last, and an
+// empty row above and below, so that a sample anywhere reads four cells without a test. Cells 0
+// and 1 are empty as well, for samples that see nothing. Else: as tokens are.
+template <bool kPacked>
+struct Map {
+  Map(const Problem& problem, int64_t first, int64_t last)
+      : first(first), last(last), levels(last - first), cells(kPacked ? 2 : problem.tokens) {
+    for (int64_t i = 0; i < last; ++i) {
+      Level level{problem.shapes[2 * i], problem.shapes[2 * i + 1], problem.starts[i], 0, 0};
+      level.pitch = level.width + (kPacked ? 1 : 0);
+      level.origin = kPacked ? cells + level.pitch + 1 : level.start;
+      if (kPacked) cells += (level.height + 2) * level.pitch + 1;
+      if (i >= first) levels.get()[i - first] = level;
     }
-    return uint16_t(sign | ((wide + 0xfff + (wide >> 13 & 1) - (112u << 23)) >> 13));
   }
-  static ISDA_INLINE Vector vector(const uint16_t* from) {
-#ifdef __F16C__
-    return bits<Vector>(_mm256_cvtph_ps(load<__m128i>(from)));
-#else
-    float wide[8];
-    for (int i = 0; i < 8; ++i) wide[i] = widen(from[i]);
-    return load<Vector>(wide);
-#endif
-  }
-};
 
-template <typename Vector>
-constexpr int lanes() {
-  return sizeof(Vector) / sizeof(Vector{}[0]);
-}
-
-// The sums of the four vectors' lanes.
-template <typename Vector, typename Scalar>
-ISDA_INLINE void add_lanes(const Vector (&vectors)[4], Scalar (&sums)[4]) {
-  for (int i = 0; i < 4; ++i) {
-    sums[i] = vectors[i][0];
-    for (int lane = 1; lane < lanes<Vector>(); ++lane) sums[i] += vectors[i][lane];
-  }
-}
-
-#ifdef __AVX2__
-ISDA_INLINE void add_lanes(const FloatVector (&v)[4], float (&sums)[4]) {
-  const __m256 first = _mm256_hadd_ps(bits<__m256>(v[0]), bits<__m256>(v[1]));
-  const __m256 second = _mm256_hadd_ps(bits<__m256>(v[2]), bits<__m256>(v[3]));
-  const __m256 halves = _mm256_hadd_ps(first, second);
-  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
-}
-#endif
-
-// The lanes of `yes` where `mask` is set, else those of `no`.
-template <typename Vector, typename Mask>
-ISDA_INLINE Vector choose(Mask mask, Vector yes, Vector no) {
-  return bits<Vector>((bits<Mask>(yes) & mask) | (bits<Mask>(no) & ~mask));
-}
-
-// Part (x0, y0, x1, y1, ...) into x and y.
-ISDA_INLINE void part(const float* pairs, FloatVector& x, FloatVector& y) {
-  const auto a = load<FloatVector>(pairs), b = load<FloatVector>(pairs + 8);
-#if defined(__clang__) || __GNUC__ >= 12
-  x = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-  y = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-#else
-  x = __builtin_shuffle(a, b, Integers8{0, 2, 4, 6, 8, 10, 12, 14});
-  y = __builtin_shuffle(a, b, Integers8{1, 3, 5, 7, 9, 11, 13, 15});
-#endif
-}
-
-ISDA_INLINE void part(const double* pairs, DoubleVector& x, DoubleVector& y) {
-  x = DoubleVector{pairs[0], pairs[2], pairs[4], pairs[6]};
-  y = DoubleVector{pairs[1], pairs[3], pairs[5], pairs[7]};
-}
-
-template <typename Mask>
-ISDA_INLINE bool any(Mask mask) {
-  auto set = mask[0];
-  for (int lane = 1; lane < lanes<Mask>(); ++lane) set |= mask[lane];
-  return set != 0;
-}
-
-// Move what is at `from`, as far as `inside` is odd, to `kept` <= `from`; where the next goes.
-template <typename C, typename Integers>
-ISDA_INLINE int64_t keep(
-    C* coefficients, int32_t* cells, int64_t from, Integers inside, int64_t kept) {
-  for (int lane = 0; lane < lanes<Integers>(); ++lane) {
-    cells[kept] = cells[from + lane];
-    coefficients[kept] = coefficients[from + lane];
-    kept += inside[lane] & 1;
-  }
-  return kept;
-}
-
-#ifdef __AVX2__
-ISDA_INLINE bool any(Integers8 mask) { return !_mm256_testz_si256(bits<__m256i>(mask), bits<__m256i>(mask)); }
-
-// For every set of lanes: the numbers of its members, in order, a byte each.
-struct Orders {
-  uint64_t bytes[256];
-  constexpr Orders() : bytes() {
-    for (int set = 0; set < 256; ++set) {
-      int members = 0;
-      for (int lane = 0; lane < 8; ++lane) {
-        if (set >> lane & 1) bytes[set] |= uint64_t(lane) << 8 * members++;
+  // Call function(token, cell, length) for every row of the levels.
+  template <typename Function>
+  ISDA_INLINE void for_rows(Function function) const {
+    for (int64_t i = 0; i < last - first; ++i) {
+      const Level& level = levels.get()[i];
+      for (int64_t row = 0; row < level.height; ++row) {
+        function(level.start + row * level.width, level.origin + row * level.pitch, level.width);
       }
     }
   }
-};
-constexpr Orders kOrders;
 
-ISDA_INLINE int64_t keep(
-    float* coefficients, int32_t* cells, int64_t from, Integers8 inside, int64_t kept) {
-  const int set = _mm256_movemask_ps(bits<__m256>(inside << 31));
-  const __m256i order = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(kOrders.bytes[set])));
-  store(cells + kept, _mm256_permutevar8x32_epi32(load<__m256i>(cells + from), order));
-  store(
-      coefficients + kept, _mm256_permutevar8x32_ps(load<__m256>(coefficients + from), order));
-  return kept + __builtin_popcount(unsigned(set));
-}
-#endif
+  const int64_t first, last;
+  const Array<Level> levels;
+  int64_t cells;
+};
 
 // Where the samples of one query and head fall. Arrays are `room` long per corner, and corner
 // after corner: the cell of a sample, its right one, the one below, the one below right.
-template <typename C>
+template <typename C, bool kPacked>
 class Sampler {
  public:
   using Vector = typename VectorOf<C>::Type;
   using Integers = typename IntegersOf<Vector>::Type;
   static constexpr int kLanes = lanes<Vector>();
 
-  explicit Sampler(const Problem& problem)
-      : samples(problem.levels * problem.points),
+  Sampler(const Problem& problem, const Map<kPacked>& map)
+      : samples((map.last - map.first) * problem.points),
         room((samples + kLanes - 1) / kLanes * kLanes),
-        numbers_(new C[room * 15]()),
-        integers_(new int32_t[room * 8]()) {
+        numbers_(room * 15),
+        integers_(room * 8) {
     for (int64_t i = 0; i < samples; ++i) {
-      const int64_t level = i / problem.points;
-      heights()[i] = C(problem.shapes[2 * level]);
-      widths()[i] = C(problem.shapes[2 * level + 1]);
-      rows()[i] = int32_t(problem.shapes[2 * level]);
-      columns()[i] = int32_t(problem.shapes[2 * level + 1]);
-      starts()[i] = int32_t(problem.starts[level]);
+      const Level& level = map.levels.get()[i / problem.points];
+      heights()[i] = C(level.height);
+      widths()[i] = C(level.width);
+      rows()[i] = int32_t(level.height);
+      columns()[i] = int32_t(level.width);
+      origins()[i] = int32_t(level.origin);
+      pitches()[i] = int32_t(level.pitch);
     }
   }
-  ~Sampler() {
-    delete[] numbers_;
-    delete[] integers_;
-  }
-  Sampler(const Sampler&) = delete;
-  Sampler& operator=(const Sampler&) = delete;
 
-  // Place the samples. kRightDerivative keeps those exactly one cell left of or above a level:
-  // their output is zero, but their derivative on the right is not.
-  template <bool kRightDerivative>
+  // Place the samples. For the output (kForward) a location that is infinite or not a number makes
+  // its coefficients NaN. Else samples exactly one cell left of or above a level are kept: their
+  // output is zero, but their derivative on the right is not.
+  template <bool kForward>
   ISDA_INLINE void place(const C* locations, const C* weights) {
-    if (room != samples) {  // the levels of the samples that fill up have no cells
-      C* padded = numbers_ + 12 * room;
+    if (room != samples) {
+      C* padded = numbers_.get() + 12 * room;
       __builtin_memcpy(padded, locations, 2 * samples * sizeof(C));
       __builtin_memcpy(padded + 2 * room, weights, samples * sizeof(C));
       locations = padded;
       weights = padded + 2 * room;
     }
-    Integers common = Integers{} + 15;
-    auto spoilt = Vector{} != Vector{};
     for (int64_t i = 0; i < room; i += kLanes) {
       const auto width = load<Vector>(widths() + i), height = load<Vector>(heights() + i);
-      Vector x, y;
+      Vector x, y, weight = load<Vector>(weights + i);
       part(locations + 2 * i, x, y);
       x = x * width - C(0.5);
       y = y * height - C(0.5);
-      spoilt |= (x + y) * C(0) != C(0);  // infinite or not a number
-      const Vector outside = Vector{} - C(2);
-      x = choose(kRightDerivative ? x >= C(-1) : x > C(-1), x, outside);
-      y = choose(kRightDerivative ? y >= C(-1) : y > C(-1), y, outside);
-      x = choose(x < width, x, width);
-      y = choose(y < height, y, height);
+      if (kForward) weight += (x + y) * C(0);
+      const auto seen = kForward ? (x > C(-1)) & (x < width) & (y > C(-1)) & (y < height)
+                                 : (x >= C(-1)) & (x < width) & (y >= C(-1)) & (y < height);
+      x = where(seen, x);
+      y = where(seen, y);
       Integers column = __builtin_convertvector(x, Integers);
       Integers row = __builtin_convertvector(y, Integers);
       // Truncated: one too many if negative. Masks are -1.
@@ -287,217 +127,303 @@ class Sampler {
       row += __builtin_convertvector(__builtin_convertvector(row, Vector) > y, Integers);
       const Vector right = x - __builtin_convertvector(column, Vector);
       const Vector below = y - __builtin_convertvector(row, Vector);
-      const auto columns_ = load<Integers>(columns() + i), rows_ = load<Integers>(rows() + i);
-      const Integers left_in = (column >= 0) & (column < columns_);
-      const Integers right_in = (column >= -1) & (column < columns_ - 1);
-      const Integers upper_in = (row >= 0) & (row < rows_);
-      const Integers lower_in = (row >= -1) & (row < rows_ - 1);
-      const Integers inside = (left_in & upper_in & 1) | (right_in & upper_in & 2) |
-                              (left_in & lower_in & 4) | (right_in & lower_in & 8);
-      common &= inside;
-      const Integers cell = load<Integers>(starts() + i) + row * columns_ + column;
-      const auto weight = load<Vector>(weights + i);
+      number(i, column, row, __builtin_convertvector(seen, Integers));
       const Vector on_right = weight * right, on_left = weight - on_right;
       const Vector lower_right = on_right * below, lower_left = on_left * below;
-      store(rights() + i, right);
-      store(belows() + i, below);
-      store(insides() + i, inside);
-      store(cells() + i, cell);
-      store(cells() + room + i, cell + 1);
-      store(cells() + 2 * room + i, cell + columns_);
-      store(cells() + 3 * room + i, cell + columns_ + 1);
+      if (!kForward) {
+        store(rights() + i, right);
+        store(belows() + i, below);
+      }
       store(coefficients() + i, on_left - lower_left);
       store(coefficients() + room + i, on_right - lower_right);
       store(coefficients() + 2 * room + i, lower_left);
       store(coefficients() + 3 * room + i, lower_right);
     }
-    all_inside = !any(common != 15);
-    not_finite = any(spoilt);
   }
 
-  // Leave only the cells that exist, and return their number.
-  ISDA_INLINE int64_t compress() {
-    if (all_inside) return 4 * room;
-    int64_t kept = 0;
-    for (int corner = 0; corner < 4; ++corner) {
-      for (int64_t i = 0; i < room; i += kLanes) {
-        kept = keep(
-            coefficients(), cells(), corner * room + i, load<Integers>(insides() + i) >> corner,
-            kept);
+  // The four cells of a sample, in a table of `stride` numbers per cell.
+  template <typename T>
+  ISDA_INLINE void corners(
+      int64_t sample, T* table, int64_t stride, T* nowhere, T* (&corners)[4]) const {
+    if (kPacked) {
+      corners[0] = table + cells()[sample] * stride;
+      corners[1] = corners[0] + stride;
+      corners[2] = table + cells()[room + sample] * stride;
+      corners[3] = corners[2] + stride;
+    } else {
+      for (int corner = 0; corner < 4; ++corner) {
+        const int32_t cell = cells()[corner * room + sample];
+        corners[corner] = cell < 0 ? nowhere : table + cell * stride;
       }
     }
-    return kept;
   }
 
-  C* widths() { return numbers_; }
-  C* heights() { return numbers_ + room; }
-  C* rights() { return numbers_ + 2 * room; }
-  C* belows() { return numbers_ + 3 * room; }
-  C* coefficients() { return numbers_ + 4 * room; }  // (4, room), weights included
-  C* dots() { return numbers_ + 8 * room; }          // (4, room)
-  int32_t* columns() { return integers_; }
-  int32_t* rows() { return integers_ + room; }
-  int32_t* starts() { return integers_ + 2 * room; }
-  int32_t* insides() { return integers_ + 3 * room; }  // bit per corner
-  int32_t* cells() { return integers_ + 4 * room; }    // (4, room) tokens
+  ISDA_INLINE C* widths() const { return numbers_.get(); }
+  ISDA_INLINE C* heights() const { return numbers_.get() + room; }
+  ISDA_INLINE C* rights() const { return numbers_.get() + 2 * room; }
+  ISDA_INLINE C* belows() const { return numbers_.get() + 3 * room; }
+  ISDA_INLINE C* coefficients() const { return numbers_.get() + 4 * room; }  // (4, room), weighted
+  ISDA_INLINE C* dots() const { return numbers_.get() + 8 * room; }          // (4, room)
 
   const int64_t samples, room;
-  bool all_inside = false, not_finite = false;
 
  private:
-  C* numbers_;
-  int32_t* integers_;
+  // Number the cells: kPacked the upper and the lower left one, else all, or -1 for those outside.
+  ISDA_INLINE void number(int64_t i, Integers column, Integers row, Integers seen) {
+    const auto pitch = load<Integers>(pitches() + i);
+    const Integers cell = load<Integers>(origins() + i) + row * pitch + column;
+    if (kPacked) {
+      store(cells() + i, cell & seen);
+      store(cells() + room + i, (cell + pitch) & seen);
+      return;
+    }
+    const Integers left = ~(seen & (column >= 0));
+    const Integers right = ~(seen & (column < load<Integers>(columns() + i) - 1));
+    const Integers above = row < 0, below = row >= load<Integers>(rows() + i) - 1;
+    store(cells() + i, cell | left | above);
+    store(cells() + room + i, (cell + 1) | right | above);
+    store(cells() + 2 * room + i, (cell + pitch) | left | below);
+    store(cells() + 3 * room + i, (cell + pitch + 1) | right | below);
+  }
+
+  ISDA_INLINE int32_t* columns() const { return integers_.get(); }
+  ISDA_INLINE int32_t* rows() const { return integers_.get() + room; }
+  ISDA_INLINE int32_t* origins() const { return integers_.get() + 2 * room; }
+  ISDA_INLINE int32_t* pitches() const { return integers_.get() + 3 * room; }
+  ISDA_INLINE int32_t* cells() const { return integers_.get() + 4 * room; }  // (4, room)
+
+  const Array<C> numbers_;
+  const Array<int32_t> integers_;
 };
 
-// Sum kVectors vectors of channels over all rows. Two sums at once hide the latency of additions.
-template <typename E, int kVectors>
+// Sum kVectors vectors of channels over all cells. Several sums at once hide the latency of
+// additions.
+template <typename E, int kVectors, bool kPacked>
 ISDA_INLINE void sum_vectors(
-    const typename E::Stored* value, int64_t stride, const int32_t* cells,
-    const typename E::Computed* coefficients, int64_t count, typename E::Computed* sums) {
+    const Sampler<typename E::Computed, kPacked>& sampler, const typename E::Stored* value,
+    int64_t stride, const typename E::Stored* nowhere, typename E::Computed* sums) {
   using Vector = typename E::Vector;
-  Vector even[kVectors], odd[kVectors];
-  for (int v = 0; v < kVectors; ++v) even[v] = odd[v] = Vector{};
-  int64_t i = 0;
-  for (; i + 1 < count; i += 2) {
-    const auto* first = value + cells[i] * stride;
-    const auto* second = value + cells[i + 1] * stride;
-    for (int v = 0; v < kVectors; ++v) {
-      even[v] += coefficients[i] * E::vector(first + v * lanes<Vector>());
-      odd[v] += coefficients[i + 1] * E::vector(second + v * lanes<Vector>());
+  constexpr int kSums = kVectors > 2 ? 2 : 4;
+  const int64_t room = sampler.room;
+  Vector partial[kSums][kVectors] = {};
+  for (int64_t i = 0; i < sampler.samples; ++i) {
+    const typename E::Stored* cells[4];
+    sampler.corners(i, value, stride, nowhere, cells);
+    for (int corner = 0; corner < 4; ++corner) {
+      const auto coefficient = sampler.coefficients()[corner * room + i];
+      for (int v = 0; v < kVectors; ++v) {
+        partial[corner % kSums][v] += coefficient * E::vector(cells[corner] + v * lanes<Vector>());
+      }
     }
   }
-  if (i < count) {
-    const auto* last = value + cells[i] * stride;
-    for (int v = 0; v < kVectors; ++v) {
-      even[v] += coefficients[i] * E::vector(last + v * lanes<Vector>());
-    }
+  for (int v = 0; v < kVectors; ++v) {
+    Vector sum = partial[0][v] + partial[1][v];
+    if (kSums == 4) sum += partial[kSums - 2][v] + partial[kSums - 1][v];
+    store(sums + v * lanes<Vector>(), sum);
   }
-  for (int v = 0; v < kVectors; ++v) store(sums + v * lanes<Vector>(), even[v] + odd[v]);
 }
 
-// Sum all channels over all rows.
-template <typename E>
-ISDA_INLINE void sum_rows(
-    const typename E::Stored* value, int64_t stride, const int32_t* cells,
-    const typename E::Computed* coefficients, int64_t count, int64_t channels,
+// Sum all channels over all cells.
+template <typename E, bool kPacked>
+ISDA_INLINE void sum_cells(
+    const Sampler<typename E::Computed, kPacked>& sampler, const typename E::Stored* value,
+    int64_t stride, const typename E::Stored* nowhere, int64_t channels,
     typename E::Computed* sums) {
   constexpr int kLanes = lanes<typename E::Vector>();
   int64_t done = 0;
   for (; done + 4 * kLanes <= channels; done += 4 * kLanes) {
-    sum_vectors<E, 4>(value + done, stride, cells, coefficients, count, sums + done);
+    sum_vectors<E, 4, kPacked>(sampler, value + done, stride, nowhere, sums + done);
   }
   if (done + 2 * kLanes <= channels) {
-    sum_vectors<E, 2>(value + done, stride, cells, coefficients, count, sums + done);
+    sum_vectors<E, 2, kPacked>(sampler, value + done, stride, nowhere, sums + done);
     done += 2 * kLanes;
   }
   if (done + kLanes <= channels) {
-    sum_vectors<E, 1>(value + done, stride, cells, coefficients, count, sums + done);
+    sum_vectors<E, 1, kPacked>(sampler, value + done, stride, nowhere, sums + done);
     done += kLanes;
   }
   if (done < channels && channels >= kLanes) {  // once more, in part, for the rest
     done = channels - kLanes;
-    sum_vectors<E, 1>(value + done, stride, cells, coefficients, count, sums + done);
+    sum_vectors<E, 1, kPacked>(sampler, value + done, stride, nowhere, sums + done);
   } else {
     for (; done < channels; ++done) {
       typename E::Computed sum = 0;
-      for (int64_t i = 0; i < count; ++i) {
-        sum += coefficients[i] * E::widen(value[cells[i] * stride + done]);
+      for (int64_t i = 0; i < sampler.samples; ++i) {
+        const typename E::Stored* cells[4];
+        sampler.corners(i, value + done, stride, nowhere, cells);
+        for (int corner = 0; corner < 4; ++corner) {
+          sum += sampler.coefficients()[corner * sampler.room + i] * E::widen(*cells[corner]);
+        }
       }
       sums[done] = sum;
     }
   }
 }
 
-template <typename E>
-void forward(const Problem& problem, int64_t begin, int64_t end) {
+// Have what the query and head after some others reads, and writes, fetched already: beside those
+// of other heads it lies where the processor does not expect it.
+template <bool kWritten, typename T>
+ISDA_INLINE void fetch(const T* row, int64_t length) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  for (int64_t i = 0; i < length * int64_t(sizeof(T)); i += 64) {
+    __builtin_prefetch(bytes + i, kWritten);
+  }
+}
+constexpr int64_t kQueriesAhead = 8, kTokensAhead = 16;
+
+// What a thread needs for the output of queries.
+template <typename E, bool kPacked>
+struct Forward {
   using C = typename E::Computed;
   using Stored = typename E::Stored;
-  Sampler<C> sampler(problem);
-  const int64_t samples = sampler.samples, channels = problem.channels;
-  const int64_t stride = problem.heads * channels;
-  const int64_t blocks = (problem.queries + kQueriesPerBlock - 1) / kQueriesPerBlock;
-  C* sums = new C[channels];
+
+  explicit Forward(const Problem& problem)
+      : problem(problem),
+        map(problem, 0, problem.levels),
+        sampler(problem, map),
+        sums(problem.channels),
+        nowhere(problem.channels) {}
+
+  ISDA_INLINE void query(const Stored* table, int64_t stride, int64_t bag) {
+    const int64_t samples = sampler.samples, channels = problem.channels;
+    sampler.template place<true>(
+        static_cast<const C*>(problem.locations) + bag * samples * 2,
+        static_cast<const C*>(problem.weights) + bag * samples);
+    sum_cells<E, kPacked>(sampler, table, stride, nowhere.get(), channels, sums.get());
+    auto* output = static_cast<Stored*>(problem.output) + bag * channels;
+    for (int64_t c = 0; c < channels; ++c) output[c] = E::narrow(sums.get()[c]);
+  }
+
+  ISDA_INLINE void fetch_query(int64_t bag) const {
+    const int64_t samples = sampler.samples, channels = problem.channels;
+    fetch<false>(static_cast<const C*>(problem.locations) + bag * samples * 2, samples * 2);
+    fetch<false>(static_cast<const C*>(problem.weights) + bag * samples, samples);
+    fetch<true>(static_cast<const Stored*>(problem.output) + bag * channels, channels);
+  }
+
+  const Problem& problem;
+  const Map<kPacked> map;
+  Sampler<C, kPacked> sampler;
+  const Array<C> sums;
+  const Array<Stored> nowhere;  // zeros, in place of cells outside
+};
+
+ISDA_INLINE int64_t blocks_of(const Problem& problem) {
+  return (problem.queries + kQueriesPerBlock - 1) / kQueriesPerBlock;
+}
+
+// Call function(query) for those of a block.
+template <typename Function>
+ISDA_INLINE void for_queries(const Problem& problem, int64_t block, Function function) {
+  const int64_t first = block * kQueriesPerBlock;
+  for (int64_t i = 0; i < kQueriesPerBlock && first + i < problem.queries; ++i) function(first + i);
+}
+
+template <typename E>
+void forward(const Problem& problem, int64_t begin, int64_t end) {
+  Forward<E, false> forward(problem);
+  const int64_t stride = problem.heads * problem.channels, blocks = blocks_of(problem);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t image = block / blocks;
-    const int64_t first = block % blocks * kQueriesPerBlock;
-    const int64_t last =
-        first + kQueriesPerBlock < problem.queries ? first + kQueriesPerBlock : problem.queries;
-    // Head by head, since the next query's head reads much of what this one's has read.
-    for (int64_t head = 0; head < problem.heads; ++head) {
-      const auto* value =
-          static_cast<const Stored*>(problem.value) + image * problem.tokens * stride +
-          head * channels;
-      for (int64_t query = first; query < last; ++query) {
+    const auto* value = static_cast<const typename E::Stored*>(problem.value) +
+                        image * problem.tokens * stride;
+    // Query by query: what its heads read is on the same pages.
+    for_queries(problem, block % blocks, [&](int64_t query) {
+      for (int64_t head = 0; head < problem.heads; ++head) {
         const int64_t bag = (image * problem.queries + query) * problem.heads + head;
-        sampler.template place<false>(
-            static_cast<const C*>(problem.locations) + bag * samples * 2,
-            static_cast<const C*>(problem.weights) + bag * samples);
-        const int64_t count = sampler.compress();
-        sum_rows<E>(
-            value, stride, sampler.cells(), sampler.coefficients(), count, channels, sums);
-        auto* output = static_cast<Stored*>(problem.output) + bag * channels;
-        const C spoilt = sampler.not_finite ? C(__builtin_nan("")) : C(0);
-        for (int64_t c = 0; c < channels; ++c) output[c] = E::narrow(sums[c] + spoilt);
+        forward.query(value + head * problem.channels, stride, bag);
       }
-    }
+    });
   }
-  delete[] sums;
+}
+
+// Copy one head's tokens to their cells.
+template <typename T>
+ISDA_INLINE void pack(
+    const Map<true>& map, const T* tokens, int64_t stride, int64_t channels, T* cells) {
+  map.for_rows([&](int64_t token, int64_t cell, int64_t length) {
+    const T* from = tokens + token * stride;
+    T* to = cells + cell * channels;
+    for (int64_t i = 0; i < length; ++i, from += stride, to += channels) {
+      if (i + kTokensAhead < length) fetch<false>(from + kTokensAhead * stride, channels);
+      for (int64_t c = 0; c < channels; ++c) to[c] = from[c];
+    }
+  });
+}
+
+template <typename E>
+void forward_repacked(const Problem& problem, int64_t begin, int64_t end) {
+  Forward<E, true> forward(problem);
+  const int64_t channels = problem.channels, heads = problem.heads;
+  const int64_t stride = heads * channels, blocks = blocks_of(problem);
+  const Array<typename E::Stored> table(forward.map.cells * channels);
+  int64_t packed = -1;
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t slice = block / blocks, image = slice / heads, head = slice % heads;
+    if (slice != packed) {
+      const auto* value = static_cast<const typename E::Stored*>(problem.value) +
+                          image * problem.tokens * stride + head * channels;
+      pack(forward.map, value, stride, channels, table.get());
+      packed = slice;
+    }
+    for_queries(problem, block % blocks, [&](int64_t query) {
+      const int64_t bag = (image * problem.queries + query) * heads + head;
+      if (query + kQueriesAhead < problem.queries) forward.fetch_query(bag + kQueriesAhead * heads);
+      forward.query(table.get(), channels, bag);
+    });
+  }
 }
 
 // The gradient of one query and head's output, ready to be multiplied: in vectors of channels, of
-// which the last one may overlap its neighbour and is zero there.
-template <typename E>
+// which the last one may overlap its neighbour and is zero there. kVectors is 0 where their number
+// is not known to the compiler.
+template <typename E, int kVectors>
 struct Gradient {
   using C = typename E::Computed;
-  static constexpr int kLanes = lanes<typename E::Vector>();
+  using Vector = typename E::Vector;
+  static constexpr int kLanes = lanes<Vector>();
 
   explicit Gradient(int64_t channels)
       : channels(channels),
-        vectors(channels < kLanes ? 0 : (channels + kLanes - 1) / kLanes),
-        numbers(new C[(vectors + 1) * kLanes]),
-        no_cell(new typename E::Stored[channels]()),
-        no_grad_cell(new C[channels]()) {}
-  ~Gradient() {
-    delete[] numbers;
-    delete[] no_cell;
-    delete[] no_grad_cell;
-  }
-  Gradient(const Gradient&) = delete;
-  Gradient& operator=(const Gradient&) = delete;
+        many(channels < kLanes ? 0 : (channels + kLanes - 1) / kLanes),
+        numbers(channels + kLanes) {}
 
+  ISDA_INLINE int64_t vectors() const { return kVectors ? kVectors : many; }
   ISDA_INLINE int64_t offset(int64_t vector) const {
     const int64_t offset = vector * kLanes, last = channels - kLanes;
-    return offset < last ? offset : last;
+    return kVectors || offset < last ? offset : last;
+  }
+  ISDA_INLINE Vector vector(int64_t vector) const {
+    return load<Vector>(numbers.get() + vector * kLanes);
   }
   ISDA_INLINE void read(const typename E::Stored* from) {
-    for (int64_t c = 0; c < channels; ++c) numbers[c] = E::widen(from[c]);
+    for (int64_t v = 0; kVectors && v < kVectors; ++v) {
+      store(numbers.get() + v * kLanes, E::vector(from + v * kLanes));
+    }
+    if (kVectors) return;
+    for (int64_t c = 0; c < channels; ++c) numbers.get()[c] = E::widen(from[c]);
     const int64_t rest = channels % kLanes;
-    if (vectors == 0 || rest == 0) return;
-    C* last = numbers + (vectors - 1) * kLanes;
+    if (many == 0 || rest == 0) return;
+    C* last = numbers.get() + (many - 1) * kLanes;
     for (int64_t lane = kLanes - 1; lane >= 0; --lane) {
       last[lane] = lane < kLanes - rest ? C(0) : E::widen(from[channels - kLanes + lane]);
     }
   }
 
   const int64_t channels;
-  const int64_t vectors;
-  C* const numbers;
-  // In place of cells outside: without them there are no branches that depend on the data.
-  typename E::Stored* const no_cell;  // zeros
-  C* const no_grad_cell;
+  const int64_t many;
+  const Array<C> numbers;
 };
 
-// One cell: its product with the gradient, lane by lane, and its own gradient. kVectors is 0 where
-// the number of vectors is not known to the compiler.
+// One cell: its product with the gradient, lane by lane, and its own gradient.
 template <typename E, int kVectors, bool kValue, bool kGeometry>
 ISDA_INLINE typename E::Vector visit(
     const typename E::Stored* cell, typename E::Computed* grad_cell,
-    typename E::Computed coefficient, const Gradient<E>& gradient) {
+    typename E::Computed coefficient, const Gradient<E, kVectors>& gradient) {
   using Vector = typename E::Vector;
-  const int64_t vectors = kVectors ? kVectors : gradient.vectors;
   Vector product{};
-  for (int64_t v = 0; v < vectors; ++v) {
-    const Vector grad = load<Vector>(gradient.numbers + v * lanes<Vector>());
+  for (int64_t v = 0; v < gradient.vectors(); ++v) {
+    const Vector grad = gradient.vector(v);
     const int64_t offset = gradient.offset(v);
     if (kGeometry) product += grad * E::vector(cell + offset);
     if (kValue) store(grad_cell + offset, load<Vector>(grad_cell + offset) + coefficient * grad);
@@ -508,49 +434,19 @@ ISDA_INLINE typename E::Vector visit(
 template <typename E, bool kValue, bool kGeometry>
 ISDA_INLINE typename E::Computed visit_few_channels(
     const typename E::Stored* cell, typename E::Computed* grad_cell,
-    typename E::Computed coefficient, const Gradient<E>& gradient) {
+    typename E::Computed coefficient, const Gradient<E, 0>& gradient) {
   typename E::Computed product = 0;
   for (int64_t c = 0; c < gradient.channels; ++c) {
-    if (kGeometry) product += gradient.numbers[c] * E::widen(cell[c]);
-    if (kValue) grad_cell[c] += coefficient * gradient.numbers[c];
+    if (kGeometry) product += gradient.numbers.get()[c] * E::widen(cell[c]);
+    if (kValue) grad_cell[c] += coefficient * gradient.numbers.get()[c];
   }
   return product;
 }
 
-template <typename E, int kVectors, bool kValue, bool kGeometry>
-ISDA_INLINE void visit_cells(
-    Sampler<typename E::Computed>& sampler, const typename E::Stored* value,
-    typename E::Computed* grad_value, int64_t stride, const Gradient<E>& gradient) {
-  using C = typename E::Computed;
-  const int64_t room = sampler.room;
-  for (int64_t i = 0; i < sampler.samples; ++i) {
-    const int32_t inside = sampler.insides()[i];
-    typename E::Vector products[4] = {};
-    C sums[4] = {};
-    for (int corner = 0; corner < 4; ++corner) {
-      const bool exists = inside >> corner & 1;
-      const int64_t at = sampler.cells()[corner * room + i] * stride;
-      const auto* cell = exists ? value + at : gradient.no_cell;
-      C* grad_cell = kValue && exists ? grad_value + at : gradient.no_grad_cell;
-      const C coefficient = sampler.coefficients()[corner * room + i];
-      if (kVectors == 0 && gradient.vectors == 0) {
-        sums[corner] = visit_few_channels<E, kValue, kGeometry>(
-            cell, grad_cell, coefficient, gradient);
-      } else {
-        products[corner] = visit<E, kVectors, kValue, kGeometry>(
-            cell, grad_cell, coefficient, gradient);
-      }
-    }
-    if (!kGeometry) continue;
-    if (kVectors || gradient.vectors) add_lanes(products, sums);
-    for (int corner = 0; corner < 4; ++corner) sampler.dots()[corner * room + i] = sums[corner];
-  }
-}
-
 // From the products of the gradient and the four cells to those of locations and weights.
-template <typename C>
+template <typename C, bool kPacked>
 ISDA_INLINE void differentiate(
-    Sampler<C>& sampler, const C* __restrict weights, C* __restrict grad_locations,
+    const Sampler<C, kPacked>& sampler, const C* __restrict weights, C* __restrict grad_locations,
     C* __restrict grad_weights) {
   const int64_t n = sampler.samples;
   const C* __restrict d00 = sampler.dots();
@@ -572,54 +468,199 @@ ISDA_INLINE void differentiate(
   }
 }
 
-template <typename E, int kVectors, bool kValue, bool kGeometry>
-void backward_slices(const Problem& problem, int64_t begin, int64_t end) {
+// What a thread needs for the gradients of some levels.
+template <typename E, int kVectors, bool kValue, bool kGeometry, bool kPacked>
+struct Backward {
   using C = typename E::Computed;
   using Stored = typename E::Stored;
-  Sampler<C> sampler(problem);
-  Gradient<E> gradient(problem.channels);
-  const int64_t samples = sampler.samples, channels = problem.channels;
-  const int64_t stride = problem.heads * channels;
-  for (int64_t slice = begin; slice < end; ++slice) {
-    const int64_t image = slice / problem.heads, head = slice % problem.heads;
-    const int64_t origin = image * problem.tokens * stride + head * channels;
-    const Stored* value = static_cast<const Stored*>(problem.value) + origin;
-    C* grad_value = kValue ? static_cast<C*>(problem.grad_value) + origin : nullptr;
-    for (int64_t query = 0; query < problem.queries; ++query) {
-      const int64_t bag = (image * problem.queries + query) * problem.heads + head;
-      const C* weights = static_cast<const C*>(problem.weights) + bag * samples;
-      sampler.template place<true>(
-          static_cast<const C*>(problem.locations) + bag * samples * 2, weights);
-      gradient.read(static_cast<const Stored*>(problem.grad_output) + bag * channels);
-      visit_cells<E, kVectors, kValue, kGeometry>(sampler, value, grad_value, stride, gradient);
-      if (kGeometry) {
-        differentiate(
-            sampler, weights, static_cast<C*>(problem.grad_locations) + bag * samples * 2,
-            static_cast<C*>(problem.grad_weights) + bag * samples);
-      }
+
+  Backward(const Problem& problem, const Map<kPacked>& map)
+      : problem(problem),
+        first(map.first * problem.points),
+        sampler(problem, map),
+        gradient(problem.channels),
+        nowhere(problem.channels),
+        grad_nowhere(problem.channels) {}
+
+  ISDA_INLINE void query(const Stored* table, C* grad_table, int64_t stride, int64_t bag) {
+    const int64_t at = bag * problem.levels * problem.points + first;
+    const C* weights = static_cast<const C*>(problem.weights) + at;
+    sampler.template place<false>(static_cast<const C*>(problem.locations) + 2 * at, weights);
+    gradient.read(static_cast<const Stored*>(problem.grad_output) + bag * problem.channels);
+    for (int64_t i = 0; i < sampler.samples; ++i) visit_sample(table, grad_table, stride, i);
+    if (!kGeometry) return;
+    differentiate(
+        sampler, weights, static_cast<C*>(problem.grad_locations) + 2 * at,
+        static_cast<C*>(problem.grad_weights) + at);
+  }
+
+  ISDA_INLINE void fetch_query(int64_t bag) const {
+    const int64_t at = bag * problem.levels * problem.points + first, samples = sampler.samples;
+    fetch<false>(static_cast<const C*>(problem.locations) + 2 * at, 2 * samples);
+    fetch<false>(static_cast<const C*>(problem.weights) + at, samples);
+    const auto* grads = static_cast<const Stored*>(problem.grad_output);
+    fetch<false>(grads + bag * problem.channels, problem.channels);
+    if (!kGeometry) return;
+    fetch<true>(static_cast<const C*>(problem.grad_locations) + 2 * at, 2 * samples);
+    fetch<true>(static_cast<const C*>(problem.grad_weights) + at, samples);
+  }
+
+ private:
+  ISDA_INLINE void visit_sample(
+      const Stored* table, C* grad_table, int64_t stride, int64_t sample) {
+    const Stored* cells[4] = {};
+    C* grad_cells[4] = {};
+    if (kGeometry) {
+      sampler.corners(sample, table, stride, const_cast<const Stored*>(nowhere.get()), cells);
     }
+    if (kValue) sampler.corners(sample, grad_table, stride, grad_nowhere.get(), grad_cells);
+    typename E::Vector products[4] = {};
+    C sums[4] = {};
+    for (int corner = 0; corner < 4; ++corner) {
+      const C coefficient = sampler.coefficients()[corner * sampler.room + sample];
+      if constexpr (kVectors == 0) {
+        if (gradient.many == 0) {
+          sums[corner] = visit_few_channels<E, kValue, kGeometry>(
+              cells[corner], grad_cells[corner], coefficient, gradient);
+          continue;
+        }
+      }
+      products[corner] = visit<E, kVectors, kValue, kGeometry>(
+          cells[corner], grad_cells[corner], coefficient, gradient);
+    }
+    if (!kGeometry) return;
+    if (kVectors || gradient.many) add_lanes(products, sums);
+    for (int corner = 0; corner < 4; ++corner) {
+      sampler.dots()[corner * sampler.room + sample] = sums[corner];
+    }
+  }
+
+  const Problem& problem;
+  const int64_t first;  // sample of the first level
+  Sampler<C, kPacked> sampler;
+  Gradient<E, kVectors> gradient;
+  // In place of cells outside: without them there are no branches that depend on the data.
+  const Array<Stored> nowhere;  // zeros
+  const Array<C> grad_nowhere;
+};
+
+// Take one head's gradients from their cells, which get zero.
+template <typename E>
+ISDA_INLINE void unpack(
+    const Map<true>& map, typename E::Computed* cells, int64_t channels, int64_t stride,
+    typename E::Stored* tokens) {
+  map.for_rows([&](int64_t token, int64_t cell, int64_t length) {
+    auto* from = cells + cell * channels;
+    auto* to = tokens + token * stride;
+    for (int64_t i = 0; i < length; ++i, from += channels, to += stride) {
+      if (i + kTokensAhead < length) fetch<true>(to + kTokensAhead * stride, channels);
+      for (int64_t c = 0; c < channels; ++c) to[c] = E::narrow(from[c]);
+      __builtin_memset(from, 0, channels * sizeof(*from));
+    }
+  });
+}
+
+// Which share of the levels of which head.
+struct Share {
+  Share(const Problem& problem, int64_t shares, int64_t number)
+      : image(number / shares / problem.heads),
+        head(number / shares % problem.heads),
+        first(number % shares * (problem.levels / shares)),
+        last(first + problem.levels / shares) {}
+
+  const int64_t image, head, first, last;
+};
+
+template <typename E, int kVectors, bool kValue, bool kGeometry>
+void backward_share(const Problem& problem, const Share& share) {
+  using Stored = typename E::Stored;
+  using C = typename E::Computed;
+  const int64_t stride = problem.heads * problem.channels;
+  const int64_t origin = share.image * problem.tokens * stride + share.head * problem.channels;
+  const Map<false> map(problem, share.first, share.last);
+  Backward<E, kVectors, kValue, kGeometry, false> backward(problem, map);
+  const auto* value = static_cast<const Stored*>(problem.value) + origin;
+  C* grad_value = kValue ? static_cast<C*>(problem.grad_value) + origin : nullptr;
+  for (int64_t query = 0; query < problem.queries; ++query) {
+    const int64_t bag = (share.image * problem.queries + query) * problem.heads + share.head;
+    backward.query(value, grad_value, stride, bag);
   }
 }
 
-template <typename E, int kVectors>
-void backward_wanted(const Problem& problem, int64_t begin, int64_t end) {
+template <typename E, int kVectors, bool kValue, bool kGeometry>
+void backward_share_repacked(
+    const Problem& problem, const Share& share, const Map<true>& map,
+    const Array<typename E::Stored>& table, const Array<typename E::Computed>& grad_table) {
+  using Stored = typename E::Stored;
+  const int64_t channels = problem.channels, stride = problem.heads * channels;
+  const int64_t origin = share.image * problem.tokens * stride + share.head * channels;
+  Backward<E, kVectors, kValue, kGeometry, true> backward(problem, map);
+  if (kGeometry) {
+    const auto* value = static_cast<const Stored*>(problem.value) + origin;
+    pack(map, value, stride, channels, table.get());
+  }
+  for (int64_t query = 0; query < problem.queries; ++query) {
+    const int64_t bag = (share.image * problem.queries + query) * problem.heads + share.head;
+    if (query + kQueriesAhead < problem.queries) {
+      backward.fetch_query(bag + kQueriesAhead * problem.heads);
+    }
+    backward.query(table.get(), grad_table.get(), channels, bag);
+  }
+  if (!kValue) return;
+  auto* grad_value = static_cast<Stored*>(problem.grad_value) + origin;
+  unpack<E>(map, grad_table.get(), channels, stride, grad_value);
+}
+
+template <typename E, int kVectors, bool kValue, bool kGeometry, bool kRepacked>
+void backward_shares(const Problem& problem, int64_t shares, int64_t begin, int64_t end) {
+  if (!kRepacked) {
+    for (int64_t number = begin; number < end; ++number) {
+      backward_share<E, kVectors, kValue, kGeometry>(problem, Share(problem, shares, number));
+    }
+    return;
+  }
+  // The tables serve one share after the other: fresh memory is slow.
+  const Map<true> all(problem, 0, problem.levels);
+  const Array<typename E::Stored> table(kGeometry ? all.cells * problem.channels : 0);
+  const Array<typename E::Computed> grad_table(kValue ? all.cells * problem.channels : 0);
+  for (int64_t number = begin; number < end; ++number) {
+    const Share share(problem, shares, number);
+    const Map<true> map(problem, share.first, share.last);
+    backward_share_repacked<E, kVectors, kValue, kGeometry>(
+        problem, share, map, table, grad_table);
+  }
+}
+
+template <typename E, int kVectors, bool kRepacked>
+void backward_wanted(const Problem& problem, int64_t shares, int64_t begin, int64_t end) {
   const bool geometry = problem.grad_locations != nullptr;
   if (problem.grad_value && geometry) {
-    backward_slices<E, kVectors, true, true>(problem, begin, end);
+    backward_shares<E, kVectors, true, true, kRepacked>(problem, shares, begin, end);
   } else if (problem.grad_value) {
-    backward_slices<E, kVectors, true, false>(problem, begin, end);
+    backward_shares<E, kVectors, true, false, kRepacked>(problem, shares, begin, end);
   } else if (geometry) {
-    backward_slices<E, kVectors, false, true>(problem, begin, end);
+    backward_shares<E, kVectors, false, true, kRepacked>(problem, shares, begin, end);
   }
+}
+
+template <typename E, bool kRepacked>
+void backward(const Problem& problem, int64_t shares, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = lanes<typename E::Vector>();
+  if (problem.channels == 2 * kLanes) {
+    return backward_wanted<E, 2, kRepacked>(problem, shares, begin, end);
+  }
+  if (problem.channels == 4 * kLanes) {
+    return backward_wanted<E, 4, kRepacked>(problem, shares, begin, end);
+  }
+  if (problem.channels == 8 * kLanes) {
+    return backward_wanted<E, 8, kRepacked>(problem, shares, begin, end);
+  }
+  backward_wanted<E, 0, kRepacked>(problem, shares, begin, end);
 }
 
 template <typename E>
-void backward(const Problem& problem, int64_t begin, int64_t end) {
-  constexpr int64_t kLanes = lanes<typename E::Vector>();
-  if (problem.channels == 2 * kLanes) return backward_wanted<E, 2>(problem, begin, end);
-  if (problem.channels == 4 * kLanes) return backward_wanted<E, 4>(problem, begin, end);
-  if (problem.channels == 8 * kLanes) return backward_wanted<E, 8>(problem, begin, end);
-  backward_wanted<E, 0>(problem, begin, end);
+Kernels kernels_for() {
+  return {forward<E>, forward_repacked<E>, backward<E, false>, backward<E, true>};
 }
 
 }  // namespace
@@ -627,15 +668,15 @@ void backward(const Problem& problem, int64_t begin, int64_t end) {
 Kernels kernels(Type type) {
   switch (type) {
     case Type::kDouble:
-      return {forward<Double>, backward<Double>};
+      return kernels_for<Double>();
     case Type::kFloat:
-      return {forward<Float>, backward<Float>};
+      return kernels_for<Float>();
     case Type::kBFloat16:
-      return {forward<BFloat16>, backward<BFloat16>};
+      return kernels_for<BFloat16>();
     case Type::kHalf:
-      return {forward<Half>, backward<Half>};
+      return kernels_for<Half>();
   }
-  return {nullptr, nullptr};
+  return {nullptr, nullptr, nullptr, nullptr};
 }
 
 }  // namespace ISDA_ARCHITECTURE
