@@ -13,13 +13,14 @@ endif
 MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--any-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint lock
+.PHONY: help env demo test lint lock cuda-check
 
 help:
 	@echo "make env    the environment, once: .venv with everything pinned (6.4 GB)"
 	@echo "make demo   train, evaluate and draw on real photographs, within minutes"
 	@echo "make test   all tests; ARGS='tests/ops -k name' chooses some"
 	@echo "make lint   style of the code"
+	@echo "make cuda-check   the CUDA kernels for all GPUs, with nvcc but without a GPU (minutes)"
 	@echo "make lock   resolve requirements.in into requirements.txt anew (needs uv)"
 	@echo "PYTHON=python3.11 with any of them chooses the interpreter."
 
@@ -35,6 +36,11 @@ test: env
 lint: env
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# What a GPU shows: tools/gpu_check.sh.
+cuda-check: env
+	@ISDA_CUDA_CHECK=1 $(BIN)/python -m pytest -rP tests/ops/test_cuda_build.py \
+		tests/ops/test_cuda_kernels.py $(ARGS)
 
 lock:
 	uv --no-config pip compile --quiet --upgrade --universal --python-version 3.10 \

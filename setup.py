@@ -2,11 +2,14 @@
 
 ``ISDA_BUILD`` says which kernels of the deformable attention are compiled: "auto" (the default)
 takes what can be built here and leaves out the rest with a message, "cpu" fails without the CPU
-kernels, "none" builds none. The package works without any, only slower.
+kernels, "cuda" fails without these and the CUDA kernels, "none" builds none. The package works
+without any, only slower. Nothing asks whether there is a GPU.
 """
 
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +34,13 @@ REQUIREMENTS = [
     "setuptools<81",  # Detectron2's model zoo imports pkg_resources
 ]
 
-SOURCES = Path("projects/isda/ops/csrc/cpu")
+SOURCES = Path("projects/isda/ops/csrc")
+# Instead of these, TORCH_CUDA_ARCH_LIST.
+ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 OLDEST_TORCH = (2, 10)  # the first whose stable ABI has what the kernels need
+KERNELS = {"isda._msda_cpu": "CPU kernels", "isda._msda_cuda": "CUDA kernels"}
+# Never -ffast-math: NaN has to get through. Instruction sets are chosen at run time.
+CXX_OPTIONS = ["-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
 # Of compilers, of PyTorch, which with ninja raises RuntimeError, and of programs it calls.
 FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.SubprocessError)
 
@@ -40,48 +48,89 @@ FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.Subproc
 def extensions() -> dict:
     """The arguments of setup() that have to do with compiled kernels."""
     choice = os.environ.get("ISDA_BUILD") or "auto"
-    if choice not in ("auto", "cpu", "none"):
-        raise SystemExit(f"ISDA_BUILD must be auto, cpu or none, got {choice!r}")
+    if choice not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"ISDA_BUILD must be auto, cpu, cuda or none, got {choice!r}")
     if choice == "none":
         return {}
     obstacle = obstacle_to_building()
-    if obstacle and choice == "cpu":
-        raise SystemExit(f"ISDA_BUILD=cpu: {obstacle}")
     if obstacle:
-        leave_out(obstacle)
+        give_up(choice, obstacle, "compiled kernels")
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    modules = [cpu_extension]
+    if choice != "cpu":
+        obstacle = obstacle_to_cuda()
+        if obstacle:
+            give_up(choice, obstacle, "CUDA kernels")
+        else:
+            modules.append(cuda_extension)
+    return {
+        "ext_modules": [module() for module in modules],
+        "cmdclass": {"build_ext": build_command(choice)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},  # a wheel for every later Python
+    }
+
+
+def cpu_extension():
+    from torch.utils.cpp_extension import CppExtension
+
+    return CppExtension(
+        "isda._msda_cpu",
+        sorted(str(path) for path in SOURCES.glob("cpu/*.cpp")),
+        depends=sorted(str(path) for path in SOURCES.glob("cpu/*.h")),
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
+        extra_compile_args=CXX_OPTIONS,
+        py_limited_api=True,
+    )
+
+
+def cuda_extension():
+    home = cuda_home()
+    os.environ["CUDA_HOME"] = home  # what the next line imports looks only beside nvcc
+    from torch.utils.cpp_extension import CUDAExtension
+
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = known_architectures(home)
+    sources = [path for pattern in ("*.cpp", "*.cu") for path in SOURCES.glob(f"cuda/{pattern}")]
+    headers = [path for pattern in ("*.h", "*.cuh") for path in SOURCES.glob(f"cuda/{pattern}")]
+    return CUDAExtension(
+        "isda._msda_cuda",
+        sorted(map(str, sources)),
+        depends=sorted(map(str, headers)),
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": CXX_OPTIONS,
+            "nvcc": ["-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"],
+        },
+        py_limited_api=True,
+    )
+
+
+def build_command(choice: str):
+    """``build_ext``, which leaves out what does not compile unless it has been asked for."""
+    from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
         def build_extensions(self):
             try:
                 super().build_extensions()
-            except FAILURES as error:
-                if choice == "cpu":
-                    raise
-                leave_out(f"compiling failed: {error}")
-                self.extensions = []  # they are about to be copied
+            except FAILURES as error:  # before any is compiled, and it may be nvcc's alone
+                others = [e for e in self.extensions if e.name != "isda._msda_cuda"]
+                give_up(choice, str(error), "CUDA kernels" if others else "compiled kernels")
+                if len(others) in (0, len(self.extensions)):
+                    self.extensions = []
+                else:
+                    self.extensions = others
+                    self.build_extensions()
 
-    extension = CppExtension(
-        "isda._msda_cpu",
-        sorted(str(path) for path in SOURCES.glob("*.cpp")),
-        depends=sorted(str(path) for path in SOURCES.glob("*.h")),
-        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
-        # Never -ffast-math: NaN has to get through. Instruction sets are chosen at run time.
-        extra_compile_args=[
-            "-O3",
-            "-g0",
-            "-ffp-contract=fast",
-            "-fvisibility=hidden",
-            "-Wno-psabi",
-        ],
-        py_limited_api=True,
-    )
-    return {
-        "ext_modules": [extension],
-        "cmdclass": {"build_ext": Build},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},  # a wheel for every later Python
-    }
+        def build_extension(self, extension):
+            try:
+                super().build_extension(extension)
+            except FAILURES as error:
+                give_up(choice, f"compiling failed: {error}", KERNELS[extension.name])
+                # They are about to be copied.
+                self.extensions = [e for e in self.extensions if e is not extension]
+
+    return Build
 
 
 def obstacle_to_building() -> "str | None":
@@ -97,10 +146,60 @@ def obstacle_to_building() -> "str | None":
     return None
 
 
-def leave_out(reason: str) -> None:
-    sys.stderr.write(
-        f"isda: no compiled kernels, so deformable attention runs in PyTorch: {reason}\n"
-    )
+def obstacle_to_cuda() -> "str | None":
+    import torch
+
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    home = cuda_home()
+    if home is None:
+        return "there is no nvcc; a CUDA toolkit that is not on PATH can be named in CUDA_HOME"
+    found = re.search(r"release (\d+)\.(\d+)", nvcc(home, "--version"))
+    if found is None or found.group(1) != torch.version.cuda.split(".")[0]:
+        version = found.group().split()[-1] if found else "of an unknown version"
+        return (
+            f"nvcc is {version}, and PyTorch is built with CUDA {torch.version.cuda}: the first "
+            "numbers must agree"
+        )
+    return None
+
+
+def cuda_home() -> "str | None":
+    """Where the CUDA toolkit is: as named, or as the nvcc on PATH knows it."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return named if Path(named, "bin", "nvcc").exists() else None
+    found = shutil.which("nvcc")
+    if found is None:
+        usual = Path("/usr/local/cuda")
+        return str(usual) if (usual / "bin/nvcc").exists() else None
+    # It may be a script or a link that calls the real one, so its own folder says little.
+    command = [found, "--dryrun", "-x", "cu", "-c", os.devnull]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", answer.stderr, re.MULTILINE)
+    return str(Path(top.group(1)).resolve() if top else Path(found).parent.parent)
+
+
+def nvcc(home: str, option: str) -> str:
+    try:
+        return subprocess.check_output([str(Path(home, "bin", "nvcc")), option], text=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def known_architectures(home: str) -> str:
+    """Those of ARCHITECTURES that this nvcc compiles for, and PTX for what comes after them."""
+    listed = nvcc(home, "--list-gpu-arch").split()
+    known = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}" in listed]
+    return ";".join([*known[:-1], f"{known[-1]}+PTX"] if known else ARCHITECTURES)
+
+
+def give_up(choice: str, reason: str, what: str) -> None:
+    """End the installation if the kernels have been asked for, else say that they are missing."""
+    if choice != "auto":
+        raise SystemExit(f"ISDA_BUILD={choice}: no {what}: {reason}")
+    place = "on GPUs " if what == "CUDA kernels" else ""
+    sys.stderr.write(f"isda: no {what}, so deformable attention {place}runs in PyTorch: {reason}\n")
 
 
 setup(
@@ -116,7 +215,7 @@ setup(
     ],
     package_dir={"": "projects"},
     packages=find_packages(where="projects"),
-    package_data={"isda": ["weights/*"]},
+    package_data={"isda": ["weights/*"], "isda.ops": ["csrc/cuda/*.h", "csrc/cuda/*.cuh"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={

@@ -332,7 +332,8 @@ def steps(tmp_path, monkeypatch) -> list:
     monkeypatch.setattr(make_env, "own_detectron2", lambda: None)
     monkeypatch.setattr(make_env, "check_machine", lambda owned: None)
     monkeypatch.setattr(make_env, "install_dependencies", lambda owned: done.append("all"))
-    monkeypatch.setattr(make_env, "install_package", lambda: done.append("package"))
+    monkeypatch.setattr(make_env, "install_package", lambda settings: done.append("package"))
+    monkeypatch.setattr(make_env, "gpus", lambda: [])
     return done
 
 
@@ -352,6 +353,51 @@ def test_done_once_and_repeated_when_inputs_change(steps, tmp_path):
     (tmp_path / "requirements.txt").write_text(LOCK + "\n")
     make_env.make_env()
     assert steps == ["all", "package", "package", "package", "all", "package"]
+
+
+def test_cuda_kernels_come_with_a_gpu_or_on_request(steps, monkeypatch):
+    monkeypatch.delenv("ISDA_BUILD", raising=False)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert make_env.build_settings() == {"ISDA_BUILD": "cpu"}
+    make_env.make_env()
+    monkeypatch.setattr(make_env, "gpus", lambda: ["8.6", "9.0"])
+    expected = {"ISDA_BUILD": "auto", "TORCH_CUDA_ARCH_LIST": "8.6;9.0"}
+    assert make_env.build_settings() == expected
+    make_env.make_env()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert make_env.build_settings() == {**expected, "TORCH_CUDA_ARCH_LIST": "9.0"}
+    monkeypatch.setenv("ISDA_BUILD", "cuda")
+    assert make_env.build_settings() == {"ISDA_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    make_env.make_env()
+    assert steps == ["all", "package", "package", "package"]
+
+
+@needs_sh
+def test_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert make_env.gpus() == []
+    script(tmp_path / "nvidia-smi", "exit 9")
+    assert make_env.gpus() == []
+    script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.6; echo 9.0")
+    assert make_env.gpus() == ["8.6", "9.0"]
+
+
+def test_kernels_that_do_not_compile_are_left_out(monkeypatch, capsys):
+    calls = []
+
+    def fake_pip(python, arguments, log, settings):
+        calls.append(settings)
+        if settings["ISDA_BUILD"] != "none":
+            raise quiet_pip.PipError("pages of g++", "pages of g++")
+
+    monkeypatch.setattr(make_env, "run_pip", fake_pip)
+    monkeypatch.delenv("ISDA_BUILD", raising=False)
+    make_env.install_package({"ISDA_BUILD": "cpu"})
+    assert [call["ISDA_BUILD"] for call in calls] == ["cpu", "none"]
+    assert "the kernels do not compile here" in capsys.readouterr().out
+    monkeypatch.setenv("ISDA_BUILD", "cpu")
+    with pytest.raises(quiet_pip.PipError):
+        make_env.install_package({"ISDA_BUILD": "cpu"})
 
 
 def test_another_interpreters_detectron2_is_another_environment(steps, monkeypatch):

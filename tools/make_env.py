@@ -15,7 +15,7 @@ from pathlib import Path
 
 from environment import SetupError, checks, detectron2, state
 from environment.lock import Lock, normalised
-from environment.pip import Progress, run_pip
+from environment.pip import PipError, Progress, run_pip
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -23,6 +23,7 @@ LOG = VENV / "make_env.log"
 LOCK = ROOT / "requirements.txt"
 RECIPE = "1"  # raise it when the steps below change what they install
 BUILD_TOOLS = {"pip", "setuptools", "wheel"}
+SOURCES = {".cpp", ".h", ".cu", ".cuh"}
 OWN_TOOLS = {"pytest", "ruff"}  # needed with their scripts, so never borrowed from elsewhere
 
 
@@ -88,7 +89,9 @@ def make_env() -> None:
         owned = own_detectron2()
         facts = (RECIPE, sys.executable, sys.version, str(owned))
         dependencies = state.fingerprint([LOCK], *facts)
-        package = state.fingerprint([ROOT / "setup.py", *kernel_sources()])
+        settings = build_settings()
+        facts = [f"{name}={value}" for name, value in sorted(settings.items())]
+        package = state.fingerprint([ROOT / "setup.py", *kernel_sources()], *facts)
         record = state.read(VENV)
         if record.get("dependencies") != dependencies:
             check_machine(owned)
@@ -96,14 +99,14 @@ def make_env() -> None:
             install_dependencies(owned)
             record = {}
         if record.get("package") != package:
-            install_package()
+            install_package(settings)
             state.write(VENV, dependencies=dependencies, package=package, python=sys.executable)
 
 
 def kernel_sources() -> "list[Path]":
     """What the package compiles when it is installed."""
     folder = ROOT / "projects/isda/ops/csrc"
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".cpp", ".h"))
+    return sorted(path for path in folder.rglob("*") if path.suffix in SOURCES)
 
 
 def check_machine(owned: "str | None") -> None:
@@ -199,10 +202,46 @@ def install_locked(lock: Lock, names: "set[str]") -> None:
         run_pip(venv_python(), ["install", *options, "-r", pins], LOG, progress)
 
 
-def install_package() -> None:
+def build_settings() -> "dict[str, str]":
+    """Which kernels setup.py is to compile, for which GPUs, as environment variables.
+
+    Compiling CUDA kernels takes minutes, so without being asked that is done only where there is
+    a GPU, and only for that one.
+    """
+    asked = {n: os.environ[n] for n in ("ISDA_BUILD", "TORCH_CUDA_ARCH_LIST") if n in os.environ}
+    if "ISDA_BUILD" in asked:
+        return asked
+    capabilities = gpus()
+    if not capabilities:
+        return {"ISDA_BUILD": "cpu"}
+    return dict({"ISDA_BUILD": "auto", "TORCH_CUDA_ARCH_LIST": ";".join(capabilities)}, **asked)
+
+
+def gpus() -> "list[str]":
+    """Compute capabilities of NVIDIA's GPUs here, as their driver tells them."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.check_output(
+            query, stderr=subprocess.DEVNULL, universal_newlines=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return sorted({line.strip() for line in answer.splitlines() if line.strip()})
+
+
+def install_package(settings: "dict[str, str]") -> None:
     step(4, "this package, editable")
     options = ["--no-build-isolation", "--no-deps"]
-    run_pip(venv_python(), ["install", *options, "--editable", ROOT], LOG)
+    arguments = ["install", *options, "--editable", ROOT]
+    try:
+        run_pip(venv_python(), arguments, LOG, settings=settings)
+    except PipError:
+        if "ISDA_BUILD" in os.environ:
+            raise
+        print(
+            f"      the kernels do not compile here (details: {LOG}): PyTorch has to do", flush=True
+        )
+        run_pip(venv_python(), arguments, LOG, settings={"ISDA_BUILD": "none"})
 
 
 if __name__ == "__main__":

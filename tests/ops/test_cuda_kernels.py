@@ -6,6 +6,7 @@ Warps meet where they must, memory is checked at every access, and the results a
 
 import ctypes
 import itertools
+import logging
 import math
 import shutil
 import subprocess
@@ -15,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from isda.ops import pytorch
+from isda.ops import launches, nvrtc, pytorch
+from isda.ops.launches import Problem, Sorting
 
 SOURCES = Path(__file__).parents[2] / "projects/isda/ops/csrc/cuda"
 HERE = Path(__file__).parent / "emulation"
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="there is no g++")
 
 NONE = 0x7FFFFFFF
-BY_VALUE = 8
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 TOLERANCES = {
     torch.float64: (1e-12, 1e-12),
@@ -30,30 +31,21 @@ TOLERANCES = {
     torch.bfloat16: (8e-3, 8e-3),
     torch.float16: (1e-3, 1e-3),
 }
-POINTERS = (
-    *("value", "locations", "weights", "grad_output", "output"),
-    *("grad_value", "grad_locations", "grad_weights", "shapes", "starts"),
-)
-COUNTS = ("images", "tokens", "heads", "channels", "queries", "levels", "points", "tiled")
-
-
-class Problem(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        ("levels_by_value", ctypes.c_longlong * 3 * BY_VALUE),
-        *((name, ctypes.c_int) for name in COUNTS),
-    ]
-
-
-class Sorting(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("keys", "order", "records", "ranges")]
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """The library; with limits so low that small problems take every path."""
     path = tmp_path_factory.mktemp("emulation") / "kernels.so"
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+    options = [
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-U_FORTIFY_SOURCE",
+        "-Wno-unknown-pragmas",
+        "-Wno-psabi",
+    ]
     command = ["g++", *options, f"-I{SOURCES}", str(HERE / "kernels.cpp"), "-o", str(path)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
@@ -61,7 +53,7 @@ def kernels(tmp_path_factory):
     library.set_limits.argtypes = [ctypes.c_longlong] * 3
     for name in ("run_forward", "run_backward", "run_find_bins", "run_collect_grads"):
         getattr(library, name).restype = ctypes.c_char_p
-    library.last_launches.restype = ctypes.c_char_p
+    library.last_launches.restype = library.run_launch.restype = ctypes.c_char_p
     library.set_limits(65535, 1 << 26, 40)
     return library
 
@@ -108,7 +100,7 @@ class Case:
         batch, tokens, heads, channels = self.value.shape
         queries, levels, points = self.weights.shape[1], *self.weights.shape[3:]
         counts = (batch, tokens, heads, channels, queries, levels, points, 0)
-        problem = Problem(**dict(zip(COUNTS, counts, strict=True)))
+        problem = Problem(**dict(zip(Problem.COUNTS, counts, strict=True)))
         inputs = {n: getattr(self, n) for n in ("value", "locations", "weights", "grad_output")}
         if self.on_device:
             inputs["shapes"] = torch.tensor(self.sizes)
@@ -173,6 +165,10 @@ class Case:
         return output.detach(), list(torch.autograd.grad(output, inputs, self.grad_output.double()))
 
     def launches(self) -> list[str]:
+        """Of the last call: blocks, threads, shared memory."""
+        return [line.split(": ")[1] for line in self.named_launches()]
+
+    def named_launches(self) -> list[str]:
         return self.library.last_launches().decode().splitlines()
 
 
@@ -403,3 +399,141 @@ def test_a_location_that_is_not_finite_spoils_its_query_and_head_only(
         assert error_of(case.deterministic_grad_value(), case.backward()[0].double()) < 1e-6
         clean = case.forward().view(shape)
         grads = case.backward()
+
+
+# --- compiled at first use
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """Python's limits, as low as those of the library."""
+    monkeypatch.setattr(launches, "limits", launches.Limits(65535, 1 << 26, 40))
+
+
+def described(launch: launches.Launch) -> str:
+    parameters = ", ".join(f"isda::{type(a).__name__}" for a in launch.arguments)
+    grid = " x ".join(map(str, launch.blocks))
+    return (
+        f"void {launch.kernel}({parameters}): {grid} of {launch.threads}, "
+        f"{launch.shared_bytes} bytes"
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"channels": 32, "queries": 9, "points": 4},
+        {"channels": 32, "queries": 30, "points": 4},
+        {"channels": 16, "queries": 30, "points": 3},
+        {"channels": 128, "queries": 4, "points": 1},
+        {"channels": 64, "queries": 31, "batch": 2},
+        {"channels": 20, "queries": 31, "batch": 2},
+        {"sizes": [(4, 9), (2, 9)], "queries": 54},
+        {"sizes": [(4, 9), (2, 9)], "queries": 54, "on_device": True},
+        {"sizes": [(4, 9), (2, 9)], "queries": 54, "starts": [18, 0]},
+    ],
+)
+def test_python_knows_the_launches(kernels, lowered, dtype, arguments):
+    case = Case(kernels, **{"sizes": LEVELS, "dtype": dtype, **arguments})
+    case.forward()
+    expected = launches.forward_launches(case.problem(), dtype)
+    assert case.named_launches() == [described(launch) for launch in expected]
+    for wanted in [(True, True), (True, False), (False, True)]:
+        grads = dict(zip(["grad_value", "grad_weights"], wanted, strict=True))
+        case.backward(*wanted)
+        problem = case.problem(**{n: case.value for n, w in grads.items() if w})
+        expected = launches.backward_launches(problem, dtype)
+        assert case.named_launches() == [described(launch) for launch in expected]
+
+
+def test_python_knows_the_launches_of_large_batches(kernels, monkeypatch):
+    case = Case(kernels, LEVELS, batch=5, queries=30)
+    monkeypatch.setattr(launches, "limits", launches.Limits(2, 1 << 26, 40))
+    kernels.set_limits(2, 1 << 26, 40)
+    try:
+        case.forward()
+        found = list(launches.forward_launches(case.problem(), torch.float32))
+        assert case.named_launches() == [described(launch) for launch in found]
+    finally:
+        kernels.set_limits(65535, 1 << 26, 40)
+    strides = [launch.arguments[0].value - case.value.data_ptr() for launch in found]
+    assert strides == [i * 2 * case.value[0].numel() * 4 for i in range(3)]
+
+
+@pytest.fixture
+def emulated(kernels, lowered, monkeypatch):
+    """NVRTC's operators, on the CPU, with the library in place of the driver."""
+    listed = [
+        subprocess.check_output(["nm", "-D", *option, kernels._name], text=True).splitlines()
+        for option in ([], ["-C"])
+    ]
+    names = {
+        plain.split(maxsplit=2)[-1]: mangled.split()[-1]
+        for mangled, plain in zip(*listed, strict=True)
+    }
+
+    def run(device, steps):
+        for step in steps:
+            (symbol,) = [v for k, v in names.items() if k.startswith(f"void {step.kernel}(")]
+            address = ctypes.cast(getattr(kernels, symbol), ctypes.c_void_p)
+            blocks = (ctypes.c_int * 3)(*step.blocks)
+            problem, sorting = (*map(ctypes.byref, step.arguments), None)[:2]
+            sizes = (step.threads, step.shared_bytes)
+            error = kernels.run_launch(address, blocks, *sizes, problem, sorting)
+            assert error == b"", error.decode()
+
+    monkeypatch.setattr(nvrtc, "_run", run)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("channels", [32, 20])
+@pytest.mark.parametrize("levels", [2, 9])
+def test_operators_without_nvcc(kernels, emulated, dtype, channels, levels):
+    case = Case(kernels, LEVELS[:2] * (levels // 2) + LEVELS[:1] * (levels % 2), batch=3,
+                channels=channels, dtype=dtype)  # fmt: skip
+    shapes, starts = torch.tensor(case.sizes), torch.tensor(case.starts)
+    # Views that are neither contiguous nor aligned.
+    value = torch.cat([case.value[..., :1], case.value], -1)[..., 1:]
+    inputs = (value, shapes, starts, case.locations, case.weights)
+    output, grads = case.expected()
+    assert error_of(nvrtc.forward(*inputs), output) < TOLERANCES[dtype][0]
+    for deterministic in (False, True):
+        found = nvrtc.backward(case.grad_output, *inputs, [True] * 3, deterministic)
+        for tensor, grad, wanted in zip((value, *inputs[3:]), found, grads, strict=True):
+            assert grad.dtype == tensor.dtype
+            assert error_of(grad, wanted) < TOLERANCES[dtype][1]
+        for mask in itertools.product([True, False], repeat=3):
+            some = nvrtc.backward(case.grad_output, *inputs, mask, deterministic)
+            for wanted, grad, whole in zip(mask, some, found, strict=True):
+                assert grad.numel() == (whole.numel() if wanted else 0)
+                exact = deterministic or whole is not found[0]  # else as atomics come
+                if wanted:
+                    assert error_of(grad, whole.double()) <= (0 if exact else 1e-2)
+
+
+def test_empty_problems_without_nvcc():
+    value, weights = torch.ones(2, 0, 3, 4), torch.ones(2, 5, 3, 1, 2)
+    locations = torch.ones(2, 5, 3, 1, 2, 2)
+    inputs = (value, torch.zeros(1, 2).long(), torch.zeros(1).long(), locations, weights)
+    output = nvrtc.forward(*inputs)
+    assert output.shape == (2, 5, 12) and not output.any()
+    grads = nvrtc.backward(output, *inputs, [True, False, True], False)
+    assert [g.shape for g in grads] == [value.shape, (0,), weights.shape]
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.skipif(nvrtc.obstacle() is not None, reason=f"NVRTC: {nvrtc.obstacle()}")
+def test_nvrtc_compiles_and_keeps(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel = "isda::backward_rows<isda::Half, isda::Schedule<8, false>, 16, true, true>"
+    with caplog.at_level(logging.WARNING):
+        symbol, code = nvrtc.compiled(kernel, "sm_90")
+    assert code.startswith(b"\x7fELF") and symbol in code
+    assert f"Compiling {kernel} for sm_90, once; kept in {tmp_path}" in caplog.text
+    monkeypatch.setattr(nvrtc, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert nvrtc.compiled(kernel, "sm_90") == (symbol, code)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match="cannot compile isda::nothing.*: .*nothing"):
+        nvrtc.compiled("isda::nothing", "sm_90")

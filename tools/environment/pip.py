@@ -1,5 +1,6 @@
 """Running pip quietly: its output goes to a log, the user reads progress or one sentence."""
 
+import os
 import re
 import subprocess
 import sys
@@ -89,8 +90,16 @@ class Progress:
         return f"{min(self.collected, self.total)} of {self.total} fetched{downloaded}"
 
 
-def run_pip(python: Path, arguments: list, log: Path, progress: "Progress | None" = None) -> str:
+def run_pip(
+    python: Path,
+    arguments: list,
+    log: Path,
+    progress: "Progress | None" = None,
+    settings: "dict | None" = None,
+) -> str:
     """Run pip with its output appended to `log`, and return that output.
+
+    `settings` are environment variables for it.
 
     Raises:
         PipError: with one sentence for the user.
@@ -102,7 +111,8 @@ def run_pip(python: Path, arguments: list, log: Path, progress: "Progress | None
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         start = file.tell()
-        quiet = {"stdout": file, "stderr": subprocess.STDOUT}
+        environ = dict(os.environ, **(settings or {}))
+        quiet = {"stdout": file, "stderr": subprocess.STDOUT, "env": environ}
         process = subprocess.Popen(command, close_fds=False, **quiet)  # keeps state.exclusive
         try:
             _follow(process, log, start, progress)

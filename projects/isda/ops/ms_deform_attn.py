@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from isda.ops import pytorch, selection
+from isda.ops import nvrtc, pytorch, selection
 
 __all__ = ["ms_deform_attn"]
 
@@ -358,7 +358,39 @@ def _register(name: str, forward) -> None:
         _library.impl(name, kernel, key)
 
 
+def _register_cuda() -> None:
+    """Only Python can tell whether to be deterministic, so it chooses the CUDA kernel's way."""
+    _library.define(
+        f"ms_deform_attn_backward_cuda(Tensor grad_output, {_INPUTS}, bool[3] output_mask, "
+        "bool deterministic) -> (Tensor, Tensor, Tensor)"
+    )
+    if "cuda" not in selection.load_extensions():
+        _library.impl("ms_deform_attn_backward", _cuda_backward, "CUDA")
+    if selection.uses_nvrtc():
+        _library.impl("ms_deform_attn", _nvrtc_forward, "CUDA")
+        _library.impl("ms_deform_attn_backward_cuda", _nvrtc_backward, "CUDA")
+
+
+def _cuda_backward(*inputs) -> tuple[Tensor, Tensor, Tensor]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return torch.ops.isda.ms_deform_attn_backward_cuda(*inputs, deterministic)
+
+
+def _nvrtc_forward(
+    value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    _check(value, shapes, starts, locations, weights)
+    _check_levels(value, shapes, starts)
+    return nvrtc.forward(value, shapes, starts, locations, weights)
+
+
+def _nvrtc_backward(grad_output: Tensor, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    _check(*inputs[:5])
+    _check_levels(*inputs[:3])
+    return nvrtc.backward(grad_output, *inputs)
+
+
 # The second pair never gets compiled kernels: it is what forcing PyTorch calls.
 _register("ms_deform_attn", _announced_forward)
 _register("ms_deform_attn_pure", _forward)
-selection.load_extensions()
+_register_cuda()

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Backends", "announce", "backend", "backends", "load_extensions", "pure_requested"]
+from isda.ops import nvrtc
+
+__all__ = [
+    *("Backends", "announce", "backend", "backends", "load_extensions", "pure_requested"),
+    "uses_nvrtc",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -125,4 +130,15 @@ def load_extensions() -> dict[str, str]:
             importlib.import_module(module)
         except ImportError as error:
             missing[name] = f"built but does not load: {error}"
+    if uses_nvrtc():
+        del missing["cuda"]
+    elif nvrtc.requested() and "cuda" in missing:
+        missing["cuda"] += f"; ISDA_MSDA_NVRTC=1 does not help: {nvrtc.obstacle()}"
     return missing
+
+
+@functools.cache
+def uses_nvrtc() -> bool:
+    """Whether the CUDA kernels are compiled at first use: on request, where none are built."""
+    absent = importlib.util.find_spec(_EXTENSIONS["cuda"]) is None
+    return absent and nvrtc.requested() and nvrtc.obstacle() is None

@@ -5,10 +5,14 @@
 #pragma once
 
 #define ISDA_DEVICE_CUH
-#include <csetjmp>
+#include <cxxabi.h>
+#include <dlfcn.h>
+
+#include <algorithm>
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
-#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -58,8 +62,10 @@ struct Range {
   std::vector<bool> written;
 };
 inline std::vector<Range> ranges;
+inline bool checking = true;
 
 inline bool allowed(const void* pointer, size_t bytes, Use use) {
+  if (!checking) return true;
   const char* begin = static_cast<const char*>(pointer);
   if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) {
     fail("access of " + std::to_string(bytes) + " bytes is not aligned");
@@ -173,7 +179,7 @@ inline void run_block(int count) {
   while (!all_done) {
     bool progress = false;
     all_done = true;
-    for (int warp = 0; warp < count; warp += 32) {
+    for (int warp = count - 32; warp >= 0; warp -= 32) {  // nobody may rely on the first
       const bool together = met(warp, warp + 32, State::kAtWarp);
       for (int i = warp; i < warp + 32; ++i) {
         all_done &= threads[i].state == State::kDone;
@@ -346,16 +352,24 @@ int floor_to_int(C x) {  // as the processor: what is too large is the largest, 
                                   : int(std::floor(x));
 }
 
-// A kernel's name, its blocks and threads.
+// A kernel's name, its blocks, threads and shared memory.
 inline std::string launches;
+
+inline std::string name_of(void* kernel) {
+  Dl_info info;
+  if (!dladdr(kernel, &info) || !info.dli_sname) return "unknown";
+  const std::unique_ptr<char, decltype(&std::free)> name(
+      abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr), &std::free);
+  return name.get();
+}
 
 template <typename... Parameters>
 void run(
     void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_bytes, void*,
     Parameters... arguments) {
-  launches += std::to_string(blocks.x) + " x " + std::to_string(blocks.y) + " x " +
-              std::to_string(blocks.z) + " of " + std::to_string(threads) + ", " +
-              std::to_string(shared_bytes) + " bytes\n";
+  launches += name_of(reinterpret_cast<void*>(kernel)) + ": " + std::to_string(blocks.x) + " x " +
+              std::to_string(blocks.y) + " x " + std::to_string(blocks.z) + " of " +
+              std::to_string(threads) + ", " + std::to_string(shared_bytes) + " bytes\n";
   const auto call = [&] { kernel(arguments...); };
   emulation::body = [](const void* call_) { (*static_cast<const decltype(call)*>(call_))(); };
   emulation::body_arguments = &call;
