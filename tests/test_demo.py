@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import io
 import json
@@ -317,7 +318,10 @@ def test_comparison_states_whether_training_was_equal(tmp_path):
     equal = run_demo.comparison(runs, [result(), result()])
     assert "the same number of epochs: 30.06 epochs (469 steps) of nuclei_mini_train" in equal
     assert "nuclei_mini_val, which training did not see" in equal
-    unequal = run_demo.comparison(runs, [result(), result(epochs=12.0, iterations=188)])
+    similar = result(epochs=12.0, iterations=188, minutes=4.9)
+    text = run_demo.comparison(runs, [result(), similar])
+    assert "about the same time: 30.06 epochs (469 steps) and 12 epochs (188 steps)" in text
+    unequal = run_demo.comparison(runs, [result(), dataclasses.replace(similar, minutes=5.1)])
     assert "NOT" in unequal
     assert "12 epochs (188 steps)" in unequal
 
