@@ -4,11 +4,15 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from toys import toy_config, toy_data
+from toys import ISTR, toy_config, toy_data
 
 from isda.engine.launch import argument_parser, run
+from isda.engine.predictor import Predictor
+from isda.engine.setup import load_config
+from isda.modeling.mask_dictionary import MaskDictionary
 
 PROGRAM = Path(__file__).parents[2] / "train_net.py"
 
@@ -61,6 +65,33 @@ def test_train_evaluate_and_resume(train_net, tmp_path):
     resumed = torch.load(out / "model_final.pth")
     assert resumed["trainer"]["images"] == 8
     assert torch.load(out / "model_best.pth")["value"] >= best["value"]
+
+
+def test_istr_needs_its_dictionary_file_for_training_only(train_net, tmp_path):
+    """Train, delete the dictionary; evaluation, resumption and prediction go on without it."""
+    file = tmp_path / "dictionary.npz"
+    MaskDictionary.load("shipped").first(10).save(file)
+    config = config_file(
+        tmp_path,
+        *(*ISTR, "SOLVER.MAX_ITER", 2, "SOLVER.EMA.ENABLED", True),
+        *("MODEL.ISTR.MASK_DICTIONARY", str(file)),
+    )
+    trained = call(train_net, "--config-file", config)
+    file.unlink()
+    weights = tmp_path / "out" / "model_final.pth"
+    saved = torch.load(weights)
+    for name in ("components", "mean", "explained_variance"):
+        expected = torch.from_numpy(getattr(MaskDictionary.load("shipped").first(10), name))
+        for model in ("model", "training_model"):  # the average of equal numbers, to the last bit
+            assert torch.equal(saved[model][f"mask_embedding.{name}"], expected), (model, name)
+    words = ("--config-file", config, "--eval-only", "MODEL.WEIGHTS", weights)
+    assert call(train_net, *words)["segm"] == pytest.approx(trained["segm"], nan_ok=True)
+    call(train_net, "--config-file", config, "--resume", "SOLVER.MAX_ITER", 3)
+    predictor = Predictor(load_config(str(config), ["MODEL.WEIGHTS", str(weights)]))
+    instances = predictor(np.zeros((40, 50, 3), np.uint8))
+    assert instances.pred_masks.shape == (len(instances), 40, 50)
+    with pytest.raises(SystemExit, match="error: the model has no mask dictionary"):
+        call(train_net, "--config-file", config, "OUTPUT_DIR", tmp_path / "anew")
 
 
 @pytest.mark.parametrize(
