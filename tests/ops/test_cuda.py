@@ -62,7 +62,7 @@ def encoder_inputs(sizes=LEVELS, *, dtype=torch.float32, queries=None, batch=1, 
         centres = torch.cat(centres).to("cuda", torch.float64)
     else:
         centres = torch.rand(queries, 2, **random)
-    extents = torch.tensor([(w, h) for h, w in sizes], **{**random, "generator": None})
+    extents = torch.tensor([(w, h) for h, w in sizes]).to(centres)
     shape = (batch, len(centres), heads, len(sizes), 4, 2)
     offsets = 4 * torch.randn(shape, **random) / extents.view(-1, 1, 2)
     locations = (centres.view(1, -1, 1, 1, 1, 2) + offsets).to(wide)
