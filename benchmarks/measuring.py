@@ -65,7 +65,6 @@ class Stopwatch:
     ) -> tuple[dict[str, list[float]], int]:
         """Seconds of every call, per round that counts, and how many were calm."""
         collecting = gc.isenabled()
-        gc.collect()
         gc.disable()  # Python's pauses are nobody's time
         try:
             return self._in_rounds(calls, rounds, threads)
@@ -157,7 +156,6 @@ def peak_memory(call: Call, device: str) -> int | None:
     None where it cannot be told: on CPUs it takes Linux, which counts pages.
     """
     call()
-    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -19,7 +19,6 @@ Deformable DETR, of 2020, is compiled from ``--reference-cuda``, its folder ``mo
 """
 
 import argparse
-import gc
 import itertools
 import logging
 import os
@@ -265,7 +264,6 @@ def peaks(contenders: dict[str, Contender], args: argparse.Namespace) -> list[di
             continue
         inputs = workload.inputs(args.device)
         for passes, (name, contender) in itertools.product(args.passes, contenders.items()):
-            gc.collect()
             peak = peak_memory(call_of(contender, inputs, passes), args.device)
             memory = Memory(workload.kind, workload.batch, passes, name, peak,
                             inputs.result_bytes(gradients=passes != "forward"))  # fmt: skip
