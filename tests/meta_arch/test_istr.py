@@ -424,6 +424,30 @@ def test_encoded_ground_truth_through_inference(tiny_istr, tmp_path):
     assert results["segm"]["AP"] > 85
 
 
+# ---- on a GPU ----
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use")
+def test_cuda_equals_the_cpu(tiny_istr, random_input):
+    inputs = [random_input(96, 128), random_input(65, 99, seed=1), random_input(64, 64, 0, seed=2)]
+    results = []
+    for device in ("cpu", "cuda"):
+        model = with_other_boxes(tiny_istr()).to(device)
+        losses = backward(model, inputs)
+        with torch.no_grad():
+            instances = [output["instances"].to("cpu") for output in model.eval()(inputs)]
+        results.append((losses, dict(model.named_parameters()), instances))
+    (losses, parameters, expected), (on_gpu, gpu_parameters, found) = results
+    for name, loss in losses.items():
+        assert on_gpu[name].item() == pytest.approx(loss.item(), rel=1e-3, abs=1e-5), name
+    for name, parameter in gpu_parameters.items():
+        grad, scale = parameters[name].grad, parameters[name].grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad.cpu(), grad, rtol=0.05, atol=0.01 * scale + 1e-6)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-2, atol=1e-3)
+
+
 # ---- the dictionary ----
 
 
