@@ -9,7 +9,8 @@
 namespace isda {
 
 constexpr int kLevelsByValue = 8;
-constexpr int kTileSide = 8;  // queries
+constexpr int kTileBits = 3;
+constexpr int kTileSide = 1 << kTileBits;  // queries
 
 // Tensors are contiguous.
 struct Problem {

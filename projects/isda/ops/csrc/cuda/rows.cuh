@@ -23,8 +23,9 @@ struct Schedule {
   static constexpr int kGroups = kTeam / kLanes;
   // Samples that a group places at once, one per lane.
   static constexpr int kChunk = kLanes == 32 ? 16 : kSplit ? kLanes / 2 : kLanes;
-  // Bags of a block: all of one head, of as many queries. 64 are a tile.
-  static constexpr int kBags = kSplit ? 4 : kTileSide * kTileSide;
+  // Bags of a block: all of one head, of as many queries. If they are not split, they fill a tile.
+  static constexpr int kBagBits = kSplit ? 2 : 2 * kTileBits;
+  static constexpr int kBags = 1 << kBagBits;
   static constexpr int kThreads = kSplit ? 128 : kLanes < 4 ? kBags * kLanes : 256;
   static constexpr int kTeams = kThreads / kTeam;
 };
@@ -55,28 +56,40 @@ struct Position {
   }
 };
 
-// The query of a bag of this block; as many as there are if there is none.
-ISDA_DEVICE int query_of(const Problem& problem, int bags, int bag) {
-  if (!problem.tiled) {
-    const long long query = static_cast<long long>(blockIdx.x) * bags + bag;
-    return query < problem.queries ? int(query) : problem.queries;
-  }
-  int tile = blockIdx.x;
-  for (int level = 0; level < problem.levels; ++level) {
-    const int rows = int(problem.levels_by_value[level][0]);
-    const int columns = int(problem.levels_by_value[level][1]);
-    const int across = (columns + kTileSide - 1) / kTileSide;
-    const int tiles = across * ((rows + kTileSide - 1) / kTileSide);
-    if (tile < tiles) {
-      const int row = tile / across * kTileSide + bag / kTileSide;
-      const int column = tile % across * kTileSide + bag % kTileSide;
-      const int start = int(problem.levels_by_value[level][2]);
-      return row < rows && column < columns ? start + row * columns + column : problem.queries;
+// The queries of this block: a tile of a level's cells, or some that follow each other, which are
+// taken for a level of one row.
+template <typename Schedule>
+struct Queries {
+  unsigned rows = 1, columns, start = 0;  // of the level
+  unsigned row = 0, column;               // of the first
+  int shift = Schedule::kBagBits;         // of a bag's number, for its row
+
+  ISDA_DEVICE Queries(const Problem& problem)
+      : columns(problem.queries), column(blockIdx.x * Schedule::kBags) {
+    if (Schedule::kSplit || !problem.tiled) return;
+    unsigned tile = blockIdx.x;
+    for (int level = 0; level < problem.levels; ++level) {
+      rows = unsigned(problem.levels_by_value[level][0]);
+      columns = unsigned(problem.levels_by_value[level][1]);
+      start = unsigned(problem.levels_by_value[level][2]);
+      const unsigned across = (columns + kTileSide - 1) / kTileSide;
+      const unsigned tiles = across * ((rows + kTileSide - 1) / kTileSide);
+      if (tile < tiles) {
+        row = tile / across * kTileSide;
+        column = tile % across * kTileSide;
+        break;
+      }
+      tile -= tiles;
     }
-    tile -= tiles;
+    shift = kTileBits;
   }
-  return problem.queries;
-}
+
+  // The query of a bag of this block, or -1.
+  ISDA_DEVICE int of(int bag) const {
+    const unsigned r = row + (bag >> shift), c = column + (bag & ((1 << shift) - 1));
+    return r < rows && c < columns ? int(start + r * columns + c) : -1;
+  }
+};
 
 // The extents of every sample's level, for all threads of the block. Tokens are numbered through
 // all images.

@@ -137,9 +137,10 @@ ISDA_KERNEL(Schedule::kThreads) backward_rows(const __grid_constant__ Problem pr
   const int vector = position.head * kLanes + position.lane;
   const auto* rows = in_registers(static_cast<const Vector*>(problem.value) + vector);
   auto* grad_rows = in_registers(static_cast<Words<4>*>(problem.grad_value) + vector);
+  const Queries<Schedule> queries(problem);
   for (int i = position.team; i < Schedule::kBags; i += Schedule::kTeams) {
-    const int query = query_of(problem, Schedule::kBags, i);
-    const bool active = query < problem.queries;
+    const int query = queries.of(i);
+    const bool active = query >= 0;
     const long long bag = position.bag(problem, query);
     float grad[4] = {};
     if (active) {

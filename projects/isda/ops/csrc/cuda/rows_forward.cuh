@@ -103,9 +103,10 @@ ISDA_KERNEL(Schedule::kThreads) forward_rows(const __grid_constant__ Problem pro
   const unsigned row_bytes = problem.heads * kLanes * 16;
   const auto* rows = in_registers(
       static_cast<const Words<4>*>(problem.value) + position.head * kLanes + position.lane);
+  const Queries<Schedule> queries(problem);
   for (int i = position.team; i < Schedule::kBags; i += Schedule::kTeams) {
-    const int query = query_of(problem, Schedule::kBags, i);
-    const bool active = query < problem.queries;
+    const int query = queries.of(i);
+    const bool active = query >= 0;
     const long long bag = position.bag(problem, query);
     float sums[16 / sizeof(T)] = {};
     float spoilt = 0;
