@@ -62,6 +62,8 @@ def extensions() -> dict:
         if obstacle:
             give_up(choice, obstacle, "CUDA kernels")
         else:
+            # PyTorch looks only beside nvcc, and as soon as its tools for building are imported.
+            os.environ["CUDA_HOME"] = cuda_home()
             modules.append(cuda_extension)
     return {
         "ext_modules": [module() for module in modules],
@@ -84,12 +86,10 @@ def cpu_extension():
 
 
 def cuda_extension():
-    home = cuda_home()
-    os.environ["CUDA_HOME"] = home  # what the next line imports looks only beside nvcc
     from torch.utils.cpp_extension import CUDAExtension
 
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        os.environ["TORCH_CUDA_ARCH_LIST"] = known_architectures(home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = known_architectures(os.environ["CUDA_HOME"])
     sources = [path for pattern in ("*.cpp", "*.cu") for path in SOURCES.glob(f"cuda/{pattern}")]
     headers = [path for pattern in ("*.h", "*.cuh") for path in SOURCES.glob(f"cuda/{pattern}")]
     return CUDAExtension(

@@ -15,6 +15,8 @@ import os
 import setuptools
 from setuptools.command.build_ext import build_ext
 
+CUDA_HOME = os.environ.get("CUDA_HOME")
+
 def CppExtension(name, sources, **_):
     return setuptools.Extension(name, sources)
 
@@ -30,7 +32,7 @@ class BuildExtension(build_ext):
         if extension.name in os.environ.get("FAILING", ""):
             raise RuntimeError("Error compiling objects for extension")
         print("built", extension.name, len(extension.sources))
-        print("for", os.environ.get("TORCH_CUDA_ARCH_LIST"), "with", os.environ.get("CUDA_HOME"))
+        print("for", os.environ.get("TORCH_CUDA_ARCH_LIST"), "with", CUDA_HOME)
 """
 NVCC = """#!/bin/sh
 case $1 in

@@ -3,9 +3,10 @@
 # hand, tests them, lets compute-sanitizer look at small cases if it is installed, and measures.
 #
 # It needs Python with PyTorch, a GPU that PyTorch sees, nvcc and a C++ compiler; no network.
-#   PYTHON            the interpreter; else .venv/bin/python, else python3
-#   ISDA_GPU_RESULTS  the folder for summary.json, summary.md and logs (gpu_results)
-#   ISDA_GPU_WHEELS   a folder of wheels of packages that this interpreter lacks, to be used here
+#   PYTHON              the interpreter; else .venv/bin/python, else python3
+#   ISDA_GPU_RESULTS    the folder for summary.json, summary.md and logs (gpu_results)
+#   ISDA_GPU_WHEELS     a folder of wheels of packages that this interpreter lacks, to be used here
+#   ISDA_GPU_REFERENCE  Deformable DETR's folder models/ops, to be compiled and measured beside ours
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -93,7 +94,9 @@ else
 fi
 
 if [ -f benchmarks/msda.py ]; then
-  step benchmark "$python" benchmarks/msda.py --device cuda
+  step benchmark "$python" benchmarks/msda.py --device cuda --dtypes float32,bfloat16 \
+    --batches 1,8 --offsets init,wide --rounds 5 --memory --output "$results/msda" \
+    ${ISDA_GPU_REFERENCE:+--reference-cuda "$ISDA_GPU_REFERENCE"}
 else
   skip benchmark "there is no benchmarks/msda.py"
 fi

@@ -53,7 +53,9 @@ def test_compiles_for_one_architecture(tmp_path):
     # per precision.
     assert len(kernels) == (4 * 3 + 1) + 2 + (2 + 2 + 4)
     for name, registers, spilled in kernels:
-        assert registers <= 80 and spilled <= 8, (name, registers, spilled)
+        # Those for sixteen samples, which is what models have, keep all in registers.
+        most = 0 if "EEELi16EEE" in name else 32
+        assert registers <= 80 and spilled <= most, (name, registers, spilled)
 
 
 @needs_nvcc

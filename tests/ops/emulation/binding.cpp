@@ -1,5 +1,5 @@
-// The binding over the emulated kernels, for tensors on the CPU: PyTorch is told that these are on a
-// GPU, and what would speak to a driver does nothing.
+// The binding over the emulated kernels, for tensors on the CPU: it is told that these are on a GPU,
+// and what would speak to a driver does nothing.
 
 #include <Python.h>
 #include <cuda_runtime_api.h>

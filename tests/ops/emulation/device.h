@@ -1,5 +1,5 @@
-// CUDA for one block at a time on a CPU, in place of device.cuh: every thread is a fiber, which runs
-// until its warp or its block has to meet. Every access to memory is checked: within a tensor,
+// CUDA for one block at a time on a CPU, in place of device.cuh: every thread is a fiber, which
+// runs until its warp or its block has to meet. Every access to memory is checked: within a tensor,
 // aligned, written once.
 
 #pragma once

@@ -1,4 +1,4 @@
-// What the files compiled by nvcc offer to the binding. Launches only: nothing here waits or checks.
+// What the files compiled by nvcc offer to the binding: launches, which neither wait nor check.
 
 #pragma once
 

@@ -13,9 +13,9 @@ constexpr int64_t kExtentsRoom = 48 << 10;  // bytes of shared memory that every
 constexpr int64_t kBytesPerExtents = 16;    // a sample's
 
 struct Limits {
-  int64_t blocks = 65535;            // along the second and third axis of a grid
-  int64_t tokens = (1 << 27) - 1;    // whose numbers fit into 32 bits beside their flags
-  int64_t bags_that_fill_it = 8192;  // with fewer per image, warps split bags
+  int64_t blocks = 65535;                        // along a grid's second and third axis
+  int64_t tokens = (1 << (32 - kFlagBits)) - 1;     // that can be numbered
+  int64_t bags_that_fill_it = 8192;              // with fewer per image, warps split bags
 };
 inline Limits limits;  // tests lower them
 

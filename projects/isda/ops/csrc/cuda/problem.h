@@ -9,6 +9,7 @@
 namespace isda {
 
 constexpr int kLevelsByValue = 8;
+constexpr int kFlagBits = 5;  // beside the number of a token, in 32
 constexpr int kTileBits = 3;
 constexpr int kTileSide = 1 << kTileBits;  // queries
 
@@ -35,7 +36,7 @@ struct Sorting {
   int* keys;               // (Q, M, L, P): the bin of every sample; sorted, in the order of bins
   const long long* order;  // the samples in that order
   void* records;           // Record<C> of each, in that order
-  int* ranges;             // (M, L, 2 * S + 2) pairs: first and end of a bin in that order; zero before
+  int* ranges;             // (M, L, 2 * S + 2, 2): a bin's first and end in that order; zero before
 };
 
 }  // namespace isda

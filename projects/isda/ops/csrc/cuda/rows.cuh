@@ -9,9 +9,6 @@
 
 namespace isda {
 
-constexpr int kFlagBits = 5;  // beside the number of a token
-constexpr int kMostTokens = 1 << (32 - kFlagBits);
-
 // How threads share the work. Lanes of a group read a row; a team has one bag.
 template <int kLanes_, bool kSplit_>
 struct Schedule {
