@@ -17,9 +17,16 @@ from detectron2.data.catalog import Metadata
 from isda.data.classes import check_categories, registered_metadata
 from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.errors import DatasetError
-from isda.data.masks import UnusableSegmentationError, parse_segmentation
+from isda.data.masks import UnusableSegmentationError, compressed_rle, parse_segmentation
 
-__all__ = ["CleanedAnnotations", "check_coco_json", "check_datasets", "clean_annotations"]
+__all__ = [
+    "CleanedAnnotations",
+    "check_coco_json",
+    "check_datasets",
+    "clean_annotations",
+    "is_box",
+    "unusable_reason",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +88,28 @@ def _with_reasons(content: dict, json_file) -> Iterator[tuple[dict, dict, str]]:
     images = {image["id"]: image for image in content["images"]}
     for annotation in content["annotations"]:
         image = images[annotation["image_id"]]
-        segmentation = annotation.get("segmentation")
-        reason = ""
         try:
-            parse_segmentation(segmentation, (image["height"], image["width"]))
-            if isinstance(segmentation, dict) and not _has_integers(segmentation):
-                reason = _MALFORMED
-        except UnusableSegmentationError as error:
-            reason = str(error) if segmentation else "without segmentation"
+            yield annotation, image, unusable_reason(annotation, image)
         except ValueError as error:
             raise DatasetError(f"{json_file}: {_named(annotation, image)}: {error}") from error
-        yield annotation, image, reason
+
+
+def unusable_reason(annotation: dict, image: dict) -> str:
+    """Why nothing can be learnt from an annotation; an empty string if something can.
+
+    Args:
+        annotation, image: records of a COCO file that belong together.
+
+    Raises:
+        ValueError: an RLE is of another size than its image.
+    """
+    segmentation = annotation.get("segmentation")
+    try:
+        parse_segmentation(segmentation, (image["height"], image["width"]))
+    except UnusableSegmentationError as error:
+        return str(error) if segmentation else "without segmentation"
+    is_rle = isinstance(segmentation, dict)
+    return _MALFORMED if is_rle and not _has_integers(segmentation) else ""
 
 
 def _has_integers(rle: dict) -> bool:
@@ -102,31 +120,26 @@ def _has_integers(rle: dict) -> bool:
 def _repairs(annotation: dict, image: dict) -> dict:
     """What has to be put in the place of missing or senseless values of a usable annotation."""
     segmentation, changes = annotation["segmentation"], {}
+    size = image["height"], image["width"]
     if isinstance(segmentation, list) and _has_short_part(segmentation):
         # pycocotools takes four numbers for a box, and fails on fewer.
         segmentation = [part for part in segmentation if len(part) >= 6]
         changes["segmentation"] = segmentation
     if "iscrowd" not in annotation:
         changes["iscrowd"] = 0
-    if not _is_box(annotation.get("bbox")):
-        changes["bbox"] = mask_util.toBbox(_compressed(segmentation, image)).tolist()
+    if not is_box(annotation.get("bbox")):
+        changes["bbox"] = mask_util.toBbox(compressed_rle(segmentation, size)).tolist()
     if not _is_finite(annotation.get("area")):
-        changes["area"] = int(mask_util.area(_compressed(segmentation, image)))
+        changes["area"] = int(mask_util.area(compressed_rle(segmentation, size)))
     return changes
-
-
-def _compressed(segmentation: list | dict, image: dict) -> dict:
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    rles = mask_util.frPyObjects(segmentation, image["height"], image["width"])
-    return mask_util.merge(rles) if isinstance(rles, list) else rles
 
 
 def _has_short_part(polygons: list) -> bool:
     return any(len(part) < 6 for part in polygons)
 
 
-def _is_box(box: object) -> bool:
+def is_box(box: object) -> bool:
+    """Whether a value is a COCO box, [x, y, width, height], of positive size."""
     return (
         isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) > 0
     )
@@ -194,7 +207,7 @@ def _breaks_evaluation(annotation: dict) -> str:
     missing = [key for key in _EVALUATED if key not in annotation]
     if missing:
         return f"is without {' and '.join(missing)}"
-    return "" if _is_box(annotation["bbox"]) else "has a bbox that is not [x, y, width, height]"
+    return "" if is_box(annotation["bbox"]) else "has a bbox that is not [x, y, width, height]"
 
 
 def check_datasets(train_names: Iterable[str], test_names: Iterable[str]) -> None:

@@ -6,13 +6,13 @@ What cannot be trusted stops everything, with one sentence that names the culpri
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from detectron2.utils.file_io import PathManager
 
 from isda.data.errors import DatasetError
 
-__all__ = ["check_image_files", "find_missing_images", "read_coco_json"]
+__all__ = ["check_image_files", "find_missing_images", "find_problems", "read_coco_json"]
 
 _REQUIRED = {
     "images": ("id", "file_name", "height", "width"),
@@ -22,12 +22,15 @@ _REQUIRED = {
 _NUM_EXAMPLES = 3
 
 
-def read_coco_json(json_file: str | os.PathLike, needs_annotations: bool = True) -> dict:
+def read_coco_json(
+    json_file: str | os.PathLike, needs_annotations: bool = True, is_checked: bool = True
+) -> dict:
     """Reads a COCO annotation file and checks all but its segmentations and image files.
 
     Args:
         json_file: a path, or an address that iopath understands.
         needs_annotations: else the list ``annotations`` may be absent, as in COCO's test sets.
+        is_checked: else nothing more is known of the content than that it is an object.
 
     Raises:
         DatasetError: the file is missing, no JSON or lacks a key; an id is there twice; an
@@ -41,12 +44,34 @@ def read_coco_json(json_file: str | os.PathLike, needs_annotations: bool = True)
         )
     if not needs_annotations:
         content.setdefault("annotations", [])
-    for section, keys in _REQUIRED.items():
-        _check_section(content, section, keys, json_file)
-    _check_images(content["images"], json_file)
-    _check_references(content, json_file)
-    _check_flags(content["annotations"], json_file)
+    problem = next(find_problems(content, json_file), None) if is_checked else None
+    if problem:
+        raise DatasetError(problem)
     return content
+
+
+def find_problems(content: dict, json_file: str | os.PathLike) -> Iterator[str]:
+    """Everything that :func:`read_coco_json` would raise, a sentence each.
+
+    Args:
+        content: of a COCO annotation file.
+        json_file: for the sentences.
+    """
+    required = _REQUIRED.items()
+    stages = (
+        (_section_problems(content, section, keys, json_file) for section, keys in required),
+        (_id_problems(content[section], section, json_file) for section in _REQUIRED),
+        (
+            _image_problems(content, json_file),
+            _reference_problems(content, json_file),
+            _flag_problems(content, json_file),
+        ),
+    )
+    for stage in stages:  # each relies on what the one before it has found in order
+        problems = [problem for part in stage for problem in part]
+        yield from problems
+        if problems:
+            return
 
 
 def _read_json(json_file: str) -> object:
@@ -69,78 +94,78 @@ def _read_json(json_file: str) -> object:
         ) from error
 
 
-def _check_section(content: dict, section: str, keys: tuple[str, ...], json_file) -> None:
+def _section_problems(
+    content: dict, section: str, keys: tuple[str, ...], json_file
+) -> Iterator[str]:
     records = content.get(section)
     if not isinstance(records, list):
         hint = ' ("annotations": [] if there are none)' if section == "annotations" else ""
-        raise DatasetError(
+        yield (
             f"{json_file}: has no list '{section}': export it in COCO's format for instances{hint}"
         )
+        return
     if not records and section != "annotations":
-        raise DatasetError(f"{json_file}: the list '{section}' is empty: nothing to load")
+        yield f"{json_file}: the list '{section}' is empty: nothing to load"
     for index, record in enumerate(records):
         missing = [key for key in keys if not isinstance(record, dict) or key not in record]
         if missing:
-            raise DatasetError(
+            yield (
                 f"{json_file}: {section}[{index}] has no {' and no '.join(missing)}: each needs "
                 f"{', '.join(keys)}"
             )
-    _check_ids(records, section, json_file)
 
 
-def _check_ids(records: list[dict], section: str, json_file) -> None:
+def _id_problems(records: list[dict], section: str, json_file) -> Iterator[str]:
     # Text may name an image, but COCO's evaluation does arithmetic with the other ids.
     allowed = (int, str) if section == "images" else (int,)
     ids = [record["id"] for record in records]
     if not any(all(type(i) is kind for i in ids) for kind in allowed):
         culprit = next(i for i in ids if type(i) is not type(ids[0]) or type(i) not in allowed)
-        raise DatasetError(
-            f"{json_file}: '{section}' has the id {culprit!r}: ids must be whole numbers"
-        )
-    if len(set(ids)) < len(ids):
+        yield f"{json_file}: '{section}' has the id {culprit!r}: ids must be whole numbers"
+    elif len(set(ids)) < len(ids):
         twice = [repr(i) for i, count in Counter(ids).items() if count > 1]
-        raise DatasetError(
+        yield (
             f"{json_file}: {len(twice)} ids are there more than once in '{section}', "
             f"{_examples(twice)}: number them anew (ids must differ also between merged files)"
         )
 
 
-def _check_images(images: list[dict], json_file) -> None:
-    for image in images:
+def _image_problems(content: dict, json_file) -> Iterator[str]:
+    for image in content["images"]:
         if not isinstance(image["file_name"], str) or not image["file_name"]:
-            raise DatasetError(
+            yield (
                 f"{json_file}: image {image['id']} has the file_name {image['file_name']!r}: "
                 "it must be a path below the image folder"
             )
         if not all(type(image[key]) is int and image[key] > 0 for key in ("height", "width")):
-            raise DatasetError(
+            yield (
                 f"{json_file}: image {image['id']} ({image['file_name']}) has height "
                 f"{image['height']!r} and width {image['width']!r}: they must be its pixels"
             )
 
 
-def _check_references(content: dict, json_file) -> None:
+def _reference_problems(content: dict, json_file) -> Iterator[str]:
     for section, key in (("images", "image_id"), ("categories", "category_id")):
         known = {record["id"] for record in content[section]}
         strays = [a for a in content["annotations"] if not _is_member(a[key], known)]
         if strays:
             wanted = sorted({repr(annotation[key]) for annotation in strays})
-            raise DatasetError(
+            yield (
                 f"{json_file}: {len(strays)} annotations, first {strays[0]['id']}, have an {key} "
                 f"that no record of '{section}' has: {_examples(wanted)} (there are "
                 f"{_examples(sorted(map(repr, known)))}): add it, or remove these annotations"
             )
 
 
-def _check_flags(annotations: list[dict], json_file) -> None:
-    for annotation in annotations:
+def _flag_problems(content: dict, json_file) -> Iterator[str]:
+    for annotation in content["annotations"]:
         if annotation.get("iscrowd", 0) not in (0, 1):
-            raise DatasetError(
+            yield (
                 f"{json_file}: annotation {annotation['id']} has iscrowd "
                 f"{annotation['iscrowd']!r}: it must be 0 or 1"
             )
         if annotation.get("ignore"):
-            raise DatasetError(
+            yield (
                 f"{json_file}: annotation {annotation['id']} has 'ignore', which COCO's evaluation "
                 "overwrites: set its iscrowd to 1 instead"
             )

@@ -15,6 +15,7 @@ __all__ = [
     "BitmapStack",
     "PolygonStack",
     "UnusableSegmentationError",
+    "compressed_rle",
     "draw_columns",
     "parse_segmentation",
 ]
@@ -130,6 +131,19 @@ def _decompress(counts: bytes | str) -> np.ndarray:
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs
+
+
+def compressed_rle(segmentation: list | dict, image_size: tuple[int, int]) -> dict:
+    """A usable segmentation, polygons or RLE, as one RLE that pycocotools reads.
+
+    Args:
+        segmentation: that :func:`parse_segmentation` has accepted.
+        image_size: (height, width).
+    """
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        return segmentation
+    rles = mask_util.frPyObjects(segmentation, *image_size)
+    return mask_util.merge(rles) if isinstance(rles, list) else rles
 
 
 def draw_columns(runs: np.ndarray, height: int, x0: int, x1: int) -> np.ndarray:
