@@ -2,11 +2,12 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from isda.data import images
 from isda.data.errors import DatasetError, ImageError
-from isda.data.images import check_image_size, read_image
+from isda.data.images import check_image_size, read_image, rgb_image
 
 HEIGHT, WIDTH = 40, 60
 GREY = np.linspace(0, 255, HEIGHT * WIDTH).astype(np.uint8).reshape(HEIGHT, WIDTH)
@@ -179,3 +180,72 @@ def test_a_bad_file_is_named_with_the_remedy(tmp_path, suffix, spoil, words):
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
     assert isinstance(error.value, DatasetError | ValueError)
+
+
+DEEP = (GREY.astype(np.uint16) << 8) | GREY  # 0 to 65535
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        COLOR,
+        np.dstack([COLOR, GREY]),
+        COLOR.astype(np.int64),
+        COLOR / 255,
+        COLOR.astype(np.float32),
+        (COLOR.astype(np.uint16) << 8) | COLOR,
+        torch.from_numpy(COLOR).permute(2, 0, 1),
+        (torch.from_numpy(COLOR) / 255).permute(2, 0, 1),
+        torch.from_numpy(COLOR).permute(2, 0, 1).to(torch.bfloat16),
+        Image.fromarray(COLOR),
+        Image.fromarray(np.dstack([COLOR, GREY])),
+    ],
+    ids=lambda image: f"{type(image).__name__}-{getattr(image, 'dtype', image.__class__)}",
+)
+def test_images_in_memory_become_rgb(image):
+    result = rgb_image(image)
+    assert (result.dtype, result.shape) == (np.uint8, (HEIGHT, WIDTH, 3))
+    np.testing.assert_array_equal(result, COLOR)
+
+
+@pytest.mark.parametrize("image", [GREY, GREY[..., None], DEEP, torch.from_numpy(GREY)[None]])
+def test_grey_in_memory_becomes_three_equal_channels(image):
+    np.testing.assert_array_equal(rgb_image(image), np.stack([GREY] * 3, axis=2))
+
+
+def test_pictures_and_paths_are_converted_alike(tmp_path):
+    path = save(tmp_path / "a.png", COLOR, exif=exif(6))
+    np.testing.assert_array_equal(rgb_image(path), np.rot90(COLOR, -1))
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(rgb_image(picture), np.rot90(COLOR, -1))
+    np.testing.assert_array_equal(rgb_image(Image.fromarray(DEEP)), rgb_image(DEEP))
+
+
+def test_bgr_is_said_of_arrays_and_no_matter_for_files(tmp_path):
+    path = save(tmp_path / "a.png", COLOR)
+    assert np.array_equal(rgb_image(np.dstack([COLOR[..., ::-1], GREY]), "BGR"), COLOR)
+    assert np.array_equal(rgb_image(torch.from_numpy(COLOR).permute(2, 0, 1).flip(0), "BGR"), COLOR)
+    assert np.array_equal(rgb_image(path, "BGR"), COLOR)
+
+
+def test_masks_become_black_and_white():
+    result = rgb_image(GREY > 100)
+    np.testing.assert_array_equal(result[..., 0], np.where(GREY > 100, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), r"shape \(3, 8, 9\) is no image: it must be \(H, W\)"),
+        (np.zeros((2, 8, 9, 3), np.uint8), "several images go into a list"),
+        (np.zeros((0, 9, 3), np.uint8), "is no image"),
+        (torch.zeros(8, 9, 3), r"its channels, 1, 3 or 4, come first, \(C, H, W\)"),
+        (np.full((4, 4), np.nan), "negative or non-finite"),
+        (np.full((4, 4), 1e6), "more than 16 bits"),
+        (np.array([["a"]]), "numbers"),
+        (5, "type int: give a path"),
+    ],
+)
+def test_what_is_no_image_in_memory_is_an_error(image, message):
+    with pytest.raises(ImageError, match=message):
+        rgb_image(image)

@@ -7,10 +7,11 @@ import numpy as np
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image
+from torch import Tensor
 
 from isda.data.errors import ImageError
 
-__all__ = ["check_image_size", "read_image"]
+__all__ = ["check_image_size", "read_image", "rgb_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ _EXIF_ORIENTATION = 274
 _DEEP_MODES = ("I", "F")  # and every "I;16..."
 # Bits that cameras and microscopes deliver, whatever the depth of the file.
 _SENSOR_BITS = (8, 12, 16)
-_told: set[str] = set()
+_told: set[int] = set()
 
 
 def read_image(file_name: str, format: str) -> np.ndarray:
@@ -40,14 +41,70 @@ def read_image(file_name: str, format: str) -> np.ndarray:
     """
     try:
         with PathManager.open(file_name, "rb") as file:
-            image = _apply_exif_orientation(Image.open(file))
-            if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
-                image = _to_8_bits(image, file_name)
-            return convert_PIL_to_numpy(image, format)
+            return _converted(Image.open(file), file_name, format)
     except ImageError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise all kinds of errors
         raise ImageError(_diagnosis(file_name, error)) from error
+
+
+def rgb_image(
+    image: str | os.PathLike | Image.Image | np.ndarray | Tensor, channels: str = "RGB"
+) -> np.ndarray:
+    """An image as users have it, as ``(H, W, 3)`` uint8 in RGB.
+
+    Args:
+        image: a path or address, as :func:`read_image` takes it; a picture of Pillow, converted
+            in the same way; an array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``; a
+            tensor of the same with the channels first. A fourth channel, transparency, is
+            ignored. Numbers may be whole (8, 12 or 16 bits, whichever holds the largest) or real,
+            in [0, 1] or, where one is above 1, as whole ones.
+        channels: ``"RGB"`` or ``"BGR"``, the order in an array or a tensor.
+
+    Raises:
+        ImageError: the image cannot be read, or is not of these kinds.
+    """
+    if channels not in ("RGB", "BGR"):
+        raise ValueError(f"channels must be 'RGB' or 'BGR', got {channels!r}")
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.fspath(image), "RGB")
+    if isinstance(image, Image.Image):
+        return _converted(image, "the picture", "RGB")
+    if isinstance(image, Tensor):
+        image = _channels_last(image)
+    elif not isinstance(image, np.ndarray):
+        raise ImageError(
+            f"an image of type {type(image).__name__}: give a path, a picture of Pillow, an array "
+            "(H, W, 3), a tensor (3, H, W), or a list of them"
+        )
+    if image.dtype.kind not in "buif":
+        raise ImageError(f"an array of type {image.dtype} is no image: it must hold numbers")
+    pixels = _three_channels(image)
+    if pixels.dtype != np.uint8:
+        pixels = _to_8_bits(pixels, "the array")
+    return pixels if channels == "RGB" else pixels[..., ::-1]
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    if image.dim() == 3 and image.shape[0] not in (1, 3, 4):
+        raise ImageError(
+            f"a tensor of shape {tuple(image.shape)} is no image: its channels, 1, 3 or 4, come "
+            "first, (C, H, W)"
+        )
+    image = image.detach().cpu()
+    image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
+    return (image.permute(1, 2, 0) if image.dim() == 3 else image).numpy()
+
+
+def _three_channels(image: np.ndarray) -> np.ndarray:
+    """``(H, W, 3)`` of an array of pixels, of the same type."""
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
+        raise ImageError(
+            f"an array of shape {image.shape} is no image: it must be (H, W), (H, W, 1), (H, W, 3) "
+            "or (H, W, 4); several images go into a list"
+        )
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
 
 
 def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
@@ -74,27 +131,41 @@ def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
     )
 
 
-def _to_8_bits(image: Image.Image, file_name: str) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise ImageError(f"{file_name}: has negative or non-finite pixels: convert it to 8 bits")
-    if image.mode == "F" and values.max() <= 1:
-        scale, meaning = 255.0, "0 to 1"
-    else:
-        bits = next((b for b in _SENSOR_BITS if values.max() < 2**b), None)
-        if bits is None:
-            raise ImageError(
-                f"{file_name}: has pixels up to {values.max():g}, more than 16 bits hold: convert "
-                "it to 8 or 16 bits"
-            )
-        scale, meaning = 255.0 / (2**bits - 1), f"{bits} bits"
-    if meaning not in _told:
-        _told.add(meaning)
+def _converted(image: Image.Image, name: str, format: str) -> np.ndarray:
+    image = _apply_exif_orientation(image)
+    if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
+        image = Image.fromarray(_to_8_bits(np.asarray(image), name))
+    return convert_PIL_to_numpy(image, format)
+
+
+def _to_8_bits(pixels: np.ndarray, name: str) -> np.ndarray:
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    is_real, largest = pixels.dtype.kind == "f", float(pixels.max())
+    if not np.isfinite(pixels).all() or pixels.min() < 0:
+        raise ImageError(f"{name}: has negative or non-finite pixels: convert it to 8 bits")
+    if is_real and largest <= 1:
+        return _scaled(pixels, 255.0)
+    bits = next((b for b in _SENSOR_BITS if largest < 2**b), None)
+    if bits is None:
+        raise ImageError(
+            f"{name}: has pixels up to {largest:g}, more than 16 bits hold: convert it to 8 or 16 "
+            "bits"
+        )
+    if bits not in _told and not (is_real and bits == 8):
+        _told.add(bits)
         logger.warning(
-            f"{file_name}: scaled to 8 bits from {meaning}, judged by its largest pixel, as all "
+            f"{name}: scaled to 8 bits from {bits} bits, judged by its largest pixel, as all "
             "such images are from here on; convert the files to 8 bits to decide otherwise"
         )
-    return Image.fromarray((values * scale + 0.5).astype(np.uint8))
+    return _scaled(pixels, 255.0 / (2**bits - 1))
+
+
+def _scaled(pixels: np.ndarray, factor: float) -> np.ndarray:
+    scaled = np.empty(pixels.shape, np.uint8)
+    for row, values in zip(scaled, pixels):  # of a large image, no float copy as a whole
+        row[...] = values.astype(np.float64) * factor + 0.5
+    return scaled
 
 
 def _diagnosis(file_name: str, error: Exception) -> str:
