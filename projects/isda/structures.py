@@ -1,10 +1,14 @@
-"""What travels between the parts of a model: predictions of a set, and its targets."""
+"""What travels between the parts of a model: predictions of a set, its targets, encoded masks."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
-__all__ = ["EmbeddedPrediction", "EmbeddedTarget", "SetPrediction", "SetTarget"]
+__all__ = ["EmbeddedPrediction", "EmbeddedTarget", "EncodedMasks", "SetPrediction", "SetTarget"]
 
 
 @dataclass
@@ -53,3 +57,107 @@ class EmbeddedTarget:
     masks: Tensor  # (G, S, S) bool, inside the box
     embeddings: Tensor  # (G, d)
     image_size: tuple[int, int]  # (height, width) without padding
+
+
+class EncodedMasks:
+    """Masks of one image as COCO's run-length code, where ``(n, H, W)`` bool would be too large.
+
+    It stands in the place of that tensor: ``masks[3]`` and iteration give single masks, ``(H, W)``
+    bool on the CPU, decoded when they are asked for; a slice, a list or a tensor of indices or of
+    bools selects. The code lies in the computer's memory, whatever device a model is on.
+    """
+
+    def __init__(self, rles: Sequence[dict], image_size: tuple[int, int]):
+        """
+        Args:
+            rles: n dicts with ``size`` and compressed ``counts`` (a str), as in COCO's files.
+            image_size: ``(H, W)``.
+        """
+        self.rles = list(rles)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+
+    @classmethod
+    def encode(cls, masks: Tensor) -> "EncodedMasks":
+        """The code of ``(n, H, W)`` bool masks."""
+        rles = []
+        for mask in masks:
+            rows, columns = (mask.any(dim=axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+            top, left = (edges[0] if edges else 0 for edges in (rows, columns))
+            window = mask[top : rows[-1] + 1, left : columns[-1] + 1] if rows else mask[:0, :0]
+            rles.append(encode_window(window, (top, left), mask.shape))
+        return cls(rles, masks.shape[1:])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(n, H, W)``, as of the tensor."""
+        return (len(self), *self.image_size)
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __getitem__(self, item) -> "Tensor | EncodedMasks":
+        if isinstance(item, int):
+            return torch.from_numpy(coco_mask.decode(self.rles[item])).bool()
+        item = item.cpu() if isinstance(item, Tensor) else item
+        chosen = torch.arange(len(self))[item].tolist()
+        return EncodedMasks([self.rles[index] for index in chosen], self.image_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"EncodedMasks(shape={self.shape})"
+
+    def to(self, *args, **kwargs) -> "EncodedMasks":
+        """Itself: for ``Instances.to``."""
+        return self
+
+    def dense(self) -> Tensor:
+        """``(n, H, W)`` bool on the CPU: n·H·W bytes."""
+        masks = torch.zeros(self.shape, dtype=torch.bool)
+        for mask, decoded in zip(masks, self):
+            mask.copy_(decoded)
+        return masks
+
+    def areas(self) -> Tensor:
+        """``(n,)`` int64, pixels."""
+        return torch.from_numpy(np.asarray(coco_mask.area(self.rles), np.int64).reshape(-1))
+
+    def boxes(self) -> Tensor:
+        """``(n, 4)`` float32 XYXY, tight, pixel edges included; zeros of an empty mask."""
+        boxes = np.asarray(coco_mask.toBbox(self.rles), np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return torch.from_numpy(boxes)
+
+    @staticmethod
+    def cat(parts: "list[EncodedMasks]") -> "EncodedMasks":
+        """All masks of the parts, in order; for ``Instances.cat``."""
+        return EncodedMasks([rle for part in parts for rle in part.rles], parts[0].image_size)
+
+
+def encode_window(window: Tensor, corner: tuple[int, int], image_size: tuple[int, int]) -> dict:
+    """COCO's code of a mask that is empty outside a window, without ever making the whole mask.
+
+    Args:
+        window: ``(h, w)`` bool.
+        corner: ``(top, left)`` of the window in the image.
+        image_size: ``(H, W)``.
+    """
+    (top, left), (height, width) = corner, image_size
+    columns = window.T.cpu().numpy().astype(np.int8)  # runs go down the columns
+    edges = np.diff(np.pad(columns, ((0, 0), (1, 1))), axis=1)
+    starts, ends = (
+        (left + column) * height + top + row
+        for column, row in (np.nonzero(edges == 1), np.nonzero(edges == -1))
+    )
+    # What reaches from the last row of a column to the first of the next is one run.
+    apart = np.flatnonzero(starts[1:] != ends[:-1])
+    if len(starts):
+        starts, ends = starts[np.r_[0, apart + 1]], ends[np.r_[apart, len(ends) - 1]]
+    bounds = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel(), [height * width]])
+    counts = np.diff(bounds).tolist()
+    if counts[-1] == 0 and len(counts) > 1:
+        counts.pop()
+    size = [int(height), int(width)]
+    rle = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
+    return {"size": size, "counts": rle["counts"].decode()}

@@ -14,7 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import GenericMask, Visualizer
+from pycocotools import mask as coco_mask
+
+from isda.structures import EncodedMasks
 
 __all__ = [
     "add_title",
@@ -119,8 +122,30 @@ def draw_predictions(
         scores = instances.scores.tolist()
         labels = class_labels(instances.pred_classes.tolist(), names, scores)
     if masks is None:
+    if isinstance(masks, EncodedMasks):
+        masks = [_OutlinedMask(rle, masks.image_size) for rle in masks.rles]
         boxes = instances.pred_boxes
-    return draw_instances(image, masks, boxes=boxes, labels=labels, scale=scale)
+    return draw_instances(image, masks, boxes=boxes, labels=labels, colors=colors, scale=scale)
+
+
+class _OutlinedMask(GenericMask):
+    """Keeps outline and code of a mask, where Detectron2 would keep all masks of a large image."""
+
+    def __init__(self, rle: dict, image_size: tuple[int, int]):
+        super().__init__(rle, *image_size)
+        self._rle, self._outline = rle, super().polygons
+        self._mask = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        return coco_mask.decode(self._rle)
+
+    @property
+    def polygons(self) -> list[np.ndarray]:
+        return self._outline
+
+    def area(self) -> np.uint64:
+        return np.uint64(coco_mask.area(self._rle))
 
 
 def draw_annotations(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from isda.modeling import postprocessing
 from isda.modeling.postprocessing import (
+    encode_masks,
     maskness,
     masks_to_boxes,
     paste_masks,
@@ -117,6 +118,48 @@ def test_pasting_against_the_plain_formulation(output_size, monkeypatch):
     assert torch.equal(paste_masks(probs, (32, 48), (29, 41), output_size), expected)
     monkeypatch.setattr(postprocessing, "_CHUNK_PIXELS", 2 * 32 * 48)
     assert torch.equal(paste_masks(probs, (32, 48), (29, 41), output_size), expected)
+
+
+@pytest.mark.parametrize("output_size", [(29, 41), (58, 82), (290, 333), (13, 17), (1, 200)])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_encoded_masks_are_the_pasted_ones(output_size, smooth, monkeypatch):
+    """Blobs away from the borders and across them, and noise, which needs every window."""
+    torch.manual_seed(0)
+    probs = torch.rand(9, 8, 12)
+    if smooth:
+        y, x = torch.arange(8.0)[None, :, None], torch.arange(12.0)[None, None]
+        centres = torch.rand(9, 2, 1, 1) * torch.tensor([8.0, 12.0])[:, None, None]
+        probs = torch.exp(-((y - centres[:, 0]) ** 2 + (x - centres[:, 1]) ** 2) / 4)
+        probs[8] = 0.2  # no mask at all
+    sizes = {"padded_size": (32, 48), "image_size": (29, 41), "output_size": output_size}
+    expected = paste_masks(probs, **sizes)
+    assert torch.equal(encode_masks(probs, **sizes).dense(), expected)
+    monkeypatch.setattr(postprocessing, "_CHUNK_PIXELS", 500)
+    assert torch.equal(encode_masks(probs, **sizes).dense(), expected)
+
+
+@pytest.mark.parametrize("kind", ["kernels", "embeddings"])
+def test_instances_of_large_images_are_encoded(kind, monkeypatch):
+    if kind == "kernels":
+        prediction = random_prediction()
+        prediction.mask_features[1, 2] = -1  # dropped, because its mask is empty
+
+        def select():
+            return select_instances(prediction, 1, max_instances=9, **SIZES)
+    else:
+        prediction = random_embedded()
+
+        def select():
+            return select_embedded_instances(prediction, 1, upsampling_decode, **EMBEDDED_SIZES)
+
+    dense = select()
+    monkeypatch.setattr(postprocessing, "_DENSE_PIXELS", dense.pred_masks.numel() - 1)
+    encoded = select()
+    assert len(dense) > 3
+    assert torch.equal(encoded.pred_masks.dense(), dense.pred_masks)
+    for name in ("scores", "pred_classes"):
+        assert torch.equal(encoded.get(name), dense.get(name))
+    assert torch.equal(encoded.pred_boxes.tensor, dense.pred_boxes.tensor)
 
 
 def test_probabilities_are_upsampled_not_logits():

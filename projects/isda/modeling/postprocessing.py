@@ -1,4 +1,8 @@
-"""From a set of predictions to ``Instances`` at the image's own size."""
+"""From a set of predictions to ``Instances`` at the image's own size.
+
+Masks are a bool tensor up to 256 MB for an image, and beyond that :class:`EncodedMasks`, made one
+by one, so that neither the size of an image nor the number of its instances exhausts the memory.
+"""
 
 from collections.abc import Callable
 
@@ -8,10 +12,12 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from isda.structures import EmbeddedPrediction, SetPrediction
+from isda.structures import EmbeddedPrediction, EncodedMasks, SetPrediction, encode_window
 
 __all__ = [
     "best_pairs",
+    "boxed_instances",
+    "encode_masks",
     "maskness",
     "masks_to_boxes",
     "paste_masks",
@@ -20,6 +26,7 @@ __all__ = [
 ]
 
 _CHUNK_PIXELS = 2**24  # 64 MB of float32 mask probabilities at a time
+_DENSE_PIXELS = 2**28  # what the bool masks of one image may take: 256 MB
 
 
 def select_instances(
@@ -44,7 +51,8 @@ def select_instances(
 
     Returns:
         ``pred_boxes`` (XYXY, tight), ``pred_masks`` ``(n, height, width)`` bool, ``scores``
-        (class probability × maskness, descending) and ``pred_classes``. Empty masks are dropped.
+        (class probability × maskness, descending), ``pred_classes``, and ``queries``, the numbers
+        of the queries that predicted them. Empty masks are dropped.
     """
     scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
     features = prediction.mask_features[image]
@@ -56,14 +64,19 @@ def select_instances(
     )
     scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)
     order = scores.argsort(descending=True)
-    masks = paste_masks(probs[order], padded_size, image_size, output_size, threshold)
-    kept = masks.flatten(1).any(dim=1)
+    if _fits(len(order), output_size):
+        masks = paste_masks(probs[order], padded_size, image_size, output_size, threshold)
+        kept = masks.flatten(1).any(dim=1)
+    else:
+        masks = encode_masks(probs[order], padded_size, image_size, output_size, threshold)
+        kept = (masks.areas() > 0).to(order.device)
     return Instances(
         output_size,
         pred_masks=masks[kept],
-        pred_boxes=masks_to_boxes(masks[kept]),
+        pred_boxes=masks_to_boxes(masks[kept]).to(order.device),
         scores=scores[order][kept],
         pred_classes=classes[order][kept],
+        queries=queries[order][kept],
     )
 
 
@@ -91,7 +104,8 @@ def select_embedded_instances(
 
     Returns:
         ``pred_boxes`` (XYXY, clipped), ``pred_masks`` ``(n, height, width)`` bool, ``scores`` (the
-        class probabilities, descending) and ``pred_classes``. Boxes outside the image are dropped.
+        class probabilities, descending), ``pred_classes``, and ``queries``, the numbers of the
+        queries that predicted them. Boxes outside the image are dropped.
     """
     scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
     chosen = Instances(
@@ -99,9 +113,35 @@ def select_embedded_instances(
         pred_boxes=Boxes(prediction.boxes[image, queries]),
         scores=scores,
         pred_classes=classes,
+        queries=queries,
         pred_masks=decode(prediction.embeddings[image, queries])[:, None],  # (n, 1, S, S)
     )
-    return detector_postprocess(chosen, *output_size, mask_threshold=threshold)
+    return boxed_instances(chosen, output_size, threshold)
+
+
+def boxed_instances(
+    instances: Instances, output_size: tuple[int, int], threshold: float = 0.5
+) -> Instances:
+    """Detectron2's ``detector_postprocess``; masks that would be too large together are encoded.
+
+    Args:
+        instances: with ``pred_boxes`` and, for masks, ``pred_masks`` ``(n, 1, S, S)``
+            probabilities inside them; the boxes are changed in place.
+        output_size: ``(height, width)`` of the masks to return.
+        threshold: a pixel is in a mask when its probability is at least this.
+    """
+    if not instances.has("pred_masks") or _fits(len(instances), output_size):
+        return detector_postprocess(instances, *output_size, mask_threshold=threshold)
+    parts = []
+    for index in range(len(instances)):
+        part = detector_postprocess(instances[index], *output_size, mask_threshold=threshold)
+        part.pred_masks = EncodedMasks.encode(part.pred_masks)
+        parts.append(part)
+    return Instances.cat(parts)
+
+
+def _fits(count: int, size: tuple[int, int]) -> bool:
+    return count * size[0] * size[1] <= _DENSE_PIXELS
 
 
 def best_pairs(class_logits: Tensor, max_instances: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,8 +185,70 @@ def paste_masks(
     return masks
 
 
-def masks_to_boxes(masks: Tensor) -> Boxes:
+def encode_masks(
+    probs: Tensor,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    threshold: float = 0.5,
+) -> EncodedMasks:
+    """As :func:`paste_masks`, encoded; only what surrounds each instance is resized last."""
+    rles = []
+    for mask in probs:
+        full = _resize(mask[None, None], padded_size)[0, 0, : image_size[0], : image_size[1]]
+        rles.append(encode_window(*_pasted_window(full, output_size, threshold), output_size))
+    return EncodedMasks(rles, output_size)
+
+
+def _pasted_window(
+    probs: Tensor, size: tuple[int, int], threshold: float
+) -> tuple[Tensor, tuple[int, int]]:
+    """The part of the mask, ``probs`` resized to ``size``, that may be above the threshold.
+
+    Bilinear: a pixel between four cells is above only where one of them is.
+
+    Returns:
+        The part, bool, and its ``(top, left)``.
+    """
+    inside = probs > threshold
+    if not inside.any():
+        return inside[:0, :0], (0, 0)
+    above, below, y, first_row = _neighbours(inside.any(dim=1), size[0])
+    before, after, x, first_column = _neighbours(inside.any(dim=0), size[1])
+    count = max(_CHUNK_PIXELS // max(len(x), 1), 1)  # rows at a time
+    parts = []
+    for a, b, weight in zip(above.split(count), below.split(count), y[:, None].split(count)):
+        rows = probs[a].lerp(probs[b], weight)
+        parts.append(rows[:, before].lerp(rows[:, after], x) > threshold)
+    return torch.cat(parts), (first_row, first_column)
+
+
+def _neighbours(occupied: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """How cells of an axis resized to ``length`` are made of those between the occupied ones.
+
+    Args:
+        occupied: ``(cells,)`` bool, at least one True.
+
+    Returns:
+        For each resized cell that an occupied one or one between such has a part in: the cell
+        before it, the one after it, the latter's weight; and the number of the first of them.
+    """
+    cells = len(occupied)
+    first, end = (int(edge) for edge in _first_and_end(occupied[None]))
+    # Half-pixel centres, as F.interpolate has them without align_corners.
+    position = torch.arange(length, device=occupied.device, dtype=torch.float32) + 0.5
+    position = (position * (cells / length) - 0.5).clamp(min=0)
+    before = position.long().clamp(max=cells - 1)
+    after = (before + 1).clamp(max=cells - 1)
+    reached = ((after >= first) & (before < end)).nonzero()[:, 0]
+    start = int(reached[0]) if len(reached) else 0
+    return before[reached], after[reached], (position - before)[reached], start
+
+
+def masks_to_boxes(masks: Tensor | EncodedMasks) -> Boxes:
     """Tight XYXY boxes of ``(n, h, w)`` bool masks, pixel edges included; none may be empty."""
+    if isinstance(masks, EncodedMasks):
+        return Boxes(masks.boxes())
     if len(masks) == 0:
         return Boxes(torch.zeros(0, 4, device=masks.device))
     left, right = _first_and_end(masks.any(dim=1))
