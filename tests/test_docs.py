@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *("README.md", "demo/README.md", "tools/README.md"),
     *("docs/CONFIG.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md", "docs/MASK_EMBEDDING.md"),
-    "docs/OP.md",
+    *("docs/MODEL_ZOO.md", "docs/OP.md"),
 ]
 
 

@@ -40,6 +40,19 @@ def test_asking_for_the_config_registers_everything_in_silence(name):
     assert result.stderr == ""
 
 
+def test_predictor_and_model_zoo_need_no_more_than_asking():
+    result = run(
+        "import sys, isda\n"
+        "print(isda.model_zoo.list('nuclei/isda_tiny'))\n"
+        "from isda import Predictor, model_zoo\n"
+        "print(Predictor.__module__, model_zoo is isda.model_zoo)\n"
+        "print([m for m in ('pkg_resources', 'detectron2.model_zoo') if m in sys.modules])"
+    )
+    expected = ["['nuclei/isda_tiny']", "isda.engine.predictor True", "[]"]
+    assert result.stdout.splitlines() == expected, result.stderr
+    assert result.stderr == ""
+
+
 def test_other_warnings_are_shown():
     result = run(
         "import warnings, isda\n"

@@ -1,7 +1,9 @@
 """End-to-end, NMS-free instance segmentation on Detectron2.
 
-``from isda import add_isda_config`` (or ``add_istr_config``) registers the meta-architectures,
-backbones and data sets with Detectron2. ``import isda.ops`` alone needs nothing but PyTorch.
+``from isda import Predictor`` applies a trained model to images, ``from isda import model_zoo``
+has the models that there are. ``from isda import add_isda_config`` (or ``add_istr_config``)
+registers the meta-architectures, backbones and data sets with Detectron2. ``import isda.ops``
+alone needs nothing but PyTorch.
 """
 
 import importlib
@@ -9,8 +11,9 @@ import importlib.util
 
 from isda._warnings import ignore_known_warnings
 
-__all__ = ["add_isda_config", "add_istr_config"]
+__all__ = ["Predictor", "add_isda_config", "add_istr_config", "model_zoo"]
 
+_HOMES = {"Predictor": "isda.engine.predictor"}  # all others: isda.config
 _REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")
 
 ignore_known_warnings()
@@ -24,5 +27,7 @@ def __getattr__(name: str):
         raise ImportError("isda needs Detectron2: docs/INSTALL.md says how it is installed")
     for module in _REGISTERING:
         importlib.import_module(module)
-    globals()[name] = getattr(importlib.import_module("isda.config"), name)
+    if name == "model_zoo":
+        return importlib.import_module("isda.model_zoo")
+    globals()[name] = getattr(importlib.import_module(_HOMES.get(name, "isda.config")), name)
     return globals()[name]

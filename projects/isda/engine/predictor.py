@@ -1,107 +1,174 @@
-"""A trained model applied to single images."""
+"""A trained model applied to images."""
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Instances
 
-from isda.checkpoint import Checkpointer
-from isda.data.classes import class_names_of
-from isda.engine.setup import node_with_classes, uses_cuda
+from isda import model_zoo
+from isda.data.images import rgb_image
+from isda.engine.inference import load_trained
+from isda.engine.prediction import Prediction
+from isda.engine.setup import load_config
+from isda.modeling.postprocessing import boxed_instances
 
-__all__ = ["Predictor", "confident"]
+__all__ = ["Predictor", "confident", "trained_config"]
+
+_THRESHOLD = 0.5
+_CONFIG = "config.yaml"
+_WEIGHTS = ("model_best.pth", "model_final.pth")  # the first that there is
 
 
 class Predictor:
-    """The model of a config with the weights that ``MODEL.WEIGHTS`` names.
+    """Masks in three lines::
 
-    Like Detectron2's ``DefaultPredictor``, but it refuses weights that leave a part of the model
-    untrained, and takes the number of classes from the data set's metadata.
+        from isda import Predictor
+
+        predictor = Predictor("output/my_training")
+        predictor("photo.jpg").save("photo_with_masks.png")
+
+    Like Detectron2's ``DefaultPredictor``, but it takes names of models, every kind of image and
+    lists of them, refuses weights that leave a part of the model untrained, and knows the names
+    of the classes. Images are scaled as ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` say;
+    masks have the size of the image as given.
+
+    Attributes:
+        model: in evaluation mode.
+        class_names: of the classes, in the order of their numbers; None where nothing says them.
+        classes: these names, and the ids of the categories in the data of the training.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(
+        self,
+        source: str | os.PathLike | CfgNode,
+        *,
+        device: str | torch.device | None = None,
+        threshold: float | None = None,
+        batch_size: int = 4,
+    ):
         """
+        Args:
+            source: a name of ``isda.model_zoo.list()``; the ``OUTPUT_DIR`` of a training, of
+                which the best weights are taken, else the final ones; a checkpoint in one; or a
+                config whose ``MODEL.WEIGHTS`` names the weights.
+            device: such as "cpu" or "cuda:1"; None takes the config's, and the CPU where there is
+                no GPU.
+            threshold: lowest score of an instance. None is 0.5 and, for a config, 0: then all
+                come back, as from ``DefaultPredictor``.
+            batch_size: images of a list that the model gets at a time.
+
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: ``MODEL.WEIGHTS`` is empty, or does not hold the whole model.
+            ValueError: there is no such model or training, or the weights do not hold the whole
+                model.
         """
-        cfg = cfg.clone()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        is_config = isinstance(source, CfgNode)
+        cfg = source.clone() if is_config else _config_of(source)
         cfg.defrost()
-        if not cfg.MODEL.WEIGHTS:
-            raise ValueError(
-                "MODEL.WEIGHTS is empty, so the model would be untrained: name the file of a "
-                "training, as in MODEL.WEIGHTS output/model_final.pth"
-            )
-        if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
-            cfg.MODEL.DEVICE = "cpu"
-        self.class_names = _class_names(cfg)
-        node = cfg.MODEL[node_with_classes(cfg)]
-        if node.NUM_CLASSES == 0:
-            node.NUM_CLASSES = len(self.class_names or ())
-        self.model = build_model(cfg).eval()
-        min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
-        checkpointer = Checkpointer if min_matched == 0 else _WholeModelCheckpointer
-        checkpointer(self.model, min_matched=min_matched).load(cfg.MODEL.WEIGHTS)
+        if device is not None:
+            cfg.MODEL.DEVICE = str(device)
+        if threshold is None:
+            threshold = 0.0 if is_config else _THRESHOLD
+        self.threshold, self.batch_size = threshold, batch_size
+        self.model, self.classes = load_trained(cfg)
+        self.class_names = self.classes.names
         shortest = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
 
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Instances:
+    def __call__(self, images: Any, *, channels: str = "RGB") -> Prediction | list[Prediction]:
         """
         Args:
-            image: ``(H, W, 3)`` uint8, RGB whatever ``INPUT.FORMAT`` is.
+            images: a path, a picture of Pillow, an array ``(H, W, 3)`` or ``(H, W)``, a tensor
+                ``(3, H, W)``, as :func:`isda.data.images.rgb_image` takes them; or a list of such
+                images, also of different kinds and sizes.
+            channels: ``"RGB"`` or ``"BGR"`` (OpenCV's), the order in arrays and tensors, whatever
+                ``INPUT.FORMAT`` is.
 
         Returns:
-            Instances of size H×W on the CPU: ``pred_boxes``, ``pred_masks``, ``scores``,
-            ``pred_classes``.
+            The instances of the image, on the CPU, with masks of its size; of a list, a list.
+
+        Raises:
+            ImageError: an image cannot be read, or is none.
         """
+        if not isinstance(images, list | tuple):
+            return self._predict([rgb_image(images, channels)])[0]
+        predictions = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            predictions += self._predict([rgb_image(image, channels) for image in batch])
+        return predictions
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        outputs = self._outputs([self._input(image) for image in images])
+        predictions = []
+        for image, instances in zip(images, outputs, strict=True):
+            instances = instances.to("cpu")
+            if self.threshold > 0:
+                instances = confident(instances, self.threshold)
+            predictions.append(Prediction(instances, image, *self.classes))
+        return predictions
+
+    def _input(self, image: np.ndarray) -> dict:
+        """Detectron2's dict of an ``(H, W, 3)`` RGB image."""
         height, width = image.shape[:2]
         channels = image if self.format == "RGB" else image[:, :, ::-1]
         resized = self.resize.get_transform(channels).apply_image(channels)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
-        (output,) = self.model([{"image": tensor, "height": height, "width": width}])
-        return output["instances"].to("cpu")
+        return {"image": tensor, "height": height, "width": width}
+
+    def _outputs(self, inputs: list[dict]) -> list[Instances]:
+        if type(self.model) is not GeneralizedRCNN:
+            return [output["instances"] for output in self.model(inputs)]
+        # Detectron2 would paste all masks of a large image into one tensor.
+        found = self.model.inference(inputs, do_postprocess=False)
+        return [boxed_instances(i, (x["height"], x["width"])) for i, x in zip(found, inputs)]
 
 
-def _class_names(cfg: CfgNode) -> list[str] | None:
-    """Of the first data set that this program knows; None if it knows none.
+def _config_of(source: str | os.PathLike) -> CfgNode:
+    """Of a training, or of a name of the model zoo."""
+    path = Path(source).expanduser()
+    is_training = path.suffix == ".pth" or (path / _CONFIG).is_file()
+    if is_training or (path.exists() and not model_zoo.is_known(source)):
+        return trained_config(path)
+    return model_zoo.get_config(os.fspath(source), trained=True)
+
+
+def trained_config(training: str | os.PathLike) -> CfgNode:
+    """The config of a training, ``MODEL.WEIGHTS`` being what it trained.
+
+    Args:
+        training: its ``OUTPUT_DIR``, or a checkpoint in it.
 
     Raises:
-        ValueError: the number of classes would have to come from a data set that it does not know.
+        ValueError: there is no config, or no weights.
     """
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    known = [name for name in names if name in DatasetCatalog]
-    if known:
-        return class_names_of(known[0])
-    if cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES == 0:
+    path = Path(training).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not (folder / _CONFIG).is_file():
         raise ValueError(
-            f"the number of classes is not known: none of the data sets ({', '.join(names)}) is "
-            "registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"
+            f"{folder} has no {_CONFIG}: give the OUTPUT_DIR of a training, or a name of "
+            "isda.model_zoo.list()"
         )
-    return None
-
-
-class _WholeModelCheckpointer(Checkpointer):
-    """Refuses weights that leave any tensor of the model as it was initialised."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        super()._log_incompatible_keys(incompatible)
-        lacking = [
-            *incompatible.missing_keys,
-            *(name for name, *_ in incompatible.incorrect_shapes),
-        ]
-        if lacking:
-            raise ValueError(
-                f"MODEL.WEIGHTS is not of this model: it lacks {len(set(lacking))} tensors, such "
-                f"as {lacking[0]}; give the config that it was trained with, or set "
-                "MODEL.WEIGHTS_MIN_MATCHED to 0 to predict with untrained parts"
-            )
+    weights = [folder / name for name in _WEIGHTS] if path.suffix != ".pth" else [path]
+    weights = [file for file in weights if file.is_file()]
+    if not weights:
+        lacking = path.name if path.suffix == ".pth" else " nor ".join(_WEIGHTS)
+        raise ValueError(
+            f"{folder} has no {lacking}: let the training finish, or name one of its checkpoints, "
+            "such as model_0000999.pth"
+        )
+    return load_config(str(folder / _CONFIG), ["MODEL.WEIGHTS", str(weights[0])])
 
 
 def confident(instances: Instances, threshold: float) -> Instances:

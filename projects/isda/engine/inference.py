@@ -1,0 +1,114 @@
+"""A model with its trained weights and the names of its classes, ready for images."""
+
+import pickle
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from isda.checkpoint import Checkpointer
+from isda.data.classes import class_names_of
+from isda.engine.setup import node_with_classes, uses_cuda
+
+__all__ = ["Classes", "TrainedModel", "load_trained", "saved_classes"]
+
+
+class Classes(NamedTuple):
+    """The classes of a model, in the order of its outputs; None where nothing says them."""
+
+    names: list[str] | None = None
+    ids: list[int] | None = None  # category ids in the JSON of the training's data
+
+
+class TrainedModel(NamedTuple):
+    """A model in evaluation mode, and its classes."""
+
+    model: nn.Module
+    classes: Classes
+
+
+def load_trained(cfg: CfgNode) -> TrainedModel:
+    """The model of a config with the weights that ``MODEL.WEIGHTS`` names.
+
+    Number and names of the classes are those that the file carries, else those of the config's
+    data sets. Without a GPU the model goes to the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: ``MODEL.WEIGHTS`` is empty, or does not hold the whole model.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty, so the model would be untrained: name the file of a "
+            "training, as in MODEL.WEIGHTS output/model_final.pth"
+        )
+    if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
+        cfg.MODEL.DEVICE = "cpu"
+    classes = saved_classes(cfg.MODEL.WEIGHTS) or _classes_of_datasets(cfg)
+    node = cfg.MODEL[node_with_classes(cfg)]
+    if node.NUM_CLASSES == 0:
+        node.NUM_CLASSES = len(classes.names or ())
+    min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
+    if min_matched > 0 and cfg.MODEL.TORCH_BACKBONE.WEIGHTS == "pretrained":
+        cfg.MODEL.TORCH_BACKBONE.WEIGHTS = ""  # a download that the weights would overwrite
+    model = build_model(cfg).eval()
+    checkpointer = Checkpointer if min_matched == 0 else _WholeModelCheckpointer
+    checkpointer(model, min_matched=min_matched).load(cfg.MODEL.WEIGHTS)
+    return TrainedModel(model, classes)
+
+
+def saved_classes(weights: str) -> Classes | None:
+    """What a checkpoint says of its classes; None where it says nothing, or cannot be read.
+
+    Args:
+        weights: a path, a URL, or ``isda://FILE``.
+    """
+    try:
+        path = PathManager.get_local_path(weights)
+        contents = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return None  # of another format, or broken: loading it as weights tells what is wrong
+    classes = contents.get("classes") if isinstance(contents, dict) else None
+    return Classes(list(classes["names"]), list(classes["ids"])) if classes else None
+
+
+def _classes_of_datasets(cfg: CfgNode) -> Classes:
+    """Of the first data set that this program knows; None if it knows none.
+
+    Raises:
+        ValueError: the number of classes would have to come from a data set that it does not know.
+    """
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = [name for name in names if name in DatasetCatalog]
+    if known:
+        id_map = MetadataCatalog.get(known[0]).get("thing_dataset_id_to_contiguous_id")
+        return Classes(class_names_of(known[0]), id_map and sorted(id_map, key=id_map.get))
+    if cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES == 0:
+        raise ValueError(
+            f"the number of classes is not known: none of the data sets ({', '.join(names)}) is "
+            "registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"
+        )
+    return Classes()
+
+
+class _WholeModelCheckpointer(Checkpointer):
+    """Refuses weights that leave any tensor of the model as it was initialised."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        lacking = [
+            *incompatible.missing_keys,
+            *(name for name, *_ in incompatible.incorrect_shapes),
+        ]
+        if lacking:
+            raise ValueError(
+                f"MODEL.WEIGHTS is not of this model: it lacks {len(set(lacking))} tensors, such "
+                f"as {lacking[0]}; give the config that it was trained with, or set "
+                "MODEL.WEIGHTS_MIN_MATCHED to 0 to predict with untrained parts"
+            )

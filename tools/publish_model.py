@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""Publish a trained model: half-precision weights, their sha256, and a row in a table of models.
+
+    python tools/publish_model.py output/nuclei --name nuclei/isda_mobilenet_v2 \\
+        --data "Data Science Bowl 2018: 562 images, 108 held out" --note "4 hours of one core"
+    python tools/publish_model.py output/mine --name mine/parts --zoo my_zoo --data "our parts"
+    python tools/publish_model.py --update-docs
+
+Without --zoo the model becomes one of those that the package ships: the config of that name below
+configs/ must be the one that it was trained with, and docs/MODEL_ZOO.md is written anew. With
+--zoo FOLDER it goes into a folder of your own, config included; whoever sets ISDA_MODEL_ZOO to it
+has isda.Predictor("mine/parts").
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from isda import model_zoo  # before Detectron2: makes it silent
+
+# isort: split
+import torch
+from detectron2.config import CfgNode
+
+from isda.engine.inference import load_trained
+from isda.engine.predictor import trained_config
+from isda.model_zoo.catalog import TABLE, ModelEntry, canonical_name, read_table
+from isda.model_zoo.publishing import (
+    METRICS,
+    PublishingError,
+    differing_keys,
+    metrics_at,
+    write_row,
+    write_weights,
+)
+from isda.visualization import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "projects" / "isda"
+SHIPPED_TABLE = PACKAGE / "model_zoo" / TABLE
+PARTS = PACKAGE / "model_zoo" / "parts.json"
+DOCS = ROOT / "docs" / "MODEL_ZOO.md"
+SHOWN_DIFFERENCES = 5
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("training", nargs="?", help="OUTPUT_DIR, or a checkpoint in one")
+    parser.add_argument("--name", help="of the config file below configs/, or your own with --zoo")
+    parser.add_argument("--zoo", metavar="FOLDER", help="of your own models")
+    parser.add_argument("--data", default="", help="what it was trained and evaluated on")
+    parser.add_argument("--license", default="Apache-2.0", help="of the weights")
+    parser.add_argument("--command", help="of the training, if it had more than the config file")
+    parser.add_argument("--note", default="", help="duration, hardware, commit of the training")
+    parser.add_argument("--update-docs", action="store_true", help="only write the tables anew")
+    args = parser.parse_args(arguments)
+    if not args.update_docs and not (args.training and args.name and args.data):
+        parser.error("a training, --name and --data are needed (or --update-docs)")
+    return args
+
+
+def publish(args: argparse.Namespace) -> ModelEntry:
+    """Write weights, config (of one's own) and the row.
+
+    Raises:
+        ValueError: the training cannot be published; the message says why.
+    """
+    name = canonical_name(args.name)
+    cfg = trained_config(args.training)
+    if args.zoo is None:
+        require_same_config(cfg, name)
+    trained = load_trained(cfg)
+    folder = Path(args.zoo or PACKAGE / "weights")
+    stem = name.replace("/", "_")
+    path, sha256 = write_weights(folder, stem, trained.model.state_dict(), trained.classes)
+    weights = Path(cfg.MODEL.WEIGHTS)
+    entry = ModelEntry(
+        name=name,
+        weights=path.name if args.zoo else f"isda://{path.name}",
+        sha256=sha256,
+        license=args.license,
+        data=args.data,
+        metrics=metrics_of(weights),
+        training=training_of(weights, args, name),
+    )
+    if args.zoo:
+        write_config(cfg, folder / f"{name}.yaml")
+    write_row(folder / TABLE if args.zoo else SHIPPED_TABLE, entry, folder)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
+    return entry
+
+
+def require_same_config(cfg: CfgNode, name: str) -> None:
+    """
+    Raises:
+        PublishingError: the config of that name would build another model.
+    """
+    differing = differing_keys(cfg, model_zoo.get_config(name))
+    if differing:
+        texts = [f"{k} {a!r} instead of {b!r}" for k, (a, b) in differing.items()]
+        shown, others = texts[:SHOWN_DIFFERENCES], len(texts) - SHOWN_DIFFERENCES
+        more = f" and {others} more" if others > 0 else ""
+        raise PublishingError(
+            f"the training differs from configs/{name}.yaml: {', '.join(shown)}{more}; write these "
+            "values into a config of its own and publish under that name"
+        )
+
+
+def metrics_of(weights: Path) -> dict[str, float]:
+    """AP of the evaluation that belongs to a checkpoint; says so where there is none."""
+    file = weights.parent / "metrics.json"
+    iteration = None if weights.name == "model_final.pth" else iteration_of(weights)
+    found = metrics_at(read_metrics(file), iteration) if file.is_file() else {}
+    if not found:
+        print(f"note: {file} has no AP of these weights, so the row has none")
+    return found
+
+
+def iteration_of(weights: Path) -> int | None:
+    """The iteration that a checkpoint names, if it does."""
+    return torch.load(weights, map_location="cpu", mmap=True, weights_only=True).get("iteration")
+
+
+def training_of(weights: Path, args: argparse.Namespace, name: str) -> dict[str, str]:
+    """What the row says of how the weights came about."""
+    iteration = iteration_of(weights)
+    parts = {
+        "command": args.command or f"python train_net.py --config-file configs/{name}.yaml",
+        "iterations": "" if iteration is None else str(iteration + 1),
+        "note": args.note,
+    }
+    return {key: text for key, text in parts.items() if text}
+
+
+def write_config(cfg: CfgNode, path: Path) -> None:
+    """The whole config of a training, without what belongs to the computer that it ran on."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "./output"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(cfg.dump(), encoding="utf-8")
+
+
+def models_table() -> str:
+    """Markdown, a row for each trained model that comes with the package."""
+    table = read_table(SHIPPED_TABLE)
+    if not table:
+        return "None yet.\n"
+    heads = ["Config", "Data", "mask AP", "AP50", "AP75", "box AP", "How trained"]
+    rows = ["|" + "|".join([*heads, "Weights", "sha256", "Licence"]) + "|"]
+    rows.append("|---" * 2 + "|---:" * 4 + "|---" * 4 + "|")
+    for name, entry in sorted(table.items()):
+        numbers = [f"{entry.metrics[k]:.1f}" if k in entry.metrics else "" for k in METRICS]
+        link = f"[`{name}`](../configs/{name}.yaml)"
+        file = f"[{entry.file_name}](../projects/isda/weights/{entry.file_name})"
+        cells = [link, entry.data, *numbers, how_trained(entry), file]
+        rows.append("|" + "|".join([*cells, f"`{entry.sha256}`", entry.license]) + "|")
+    return "\n".join(rows) + "\n"
+
+
+def how_trained(entry: ModelEntry) -> str:
+    """One cell: the command, the number of steps, and what else is known."""
+    command, steps = entry.training["command"], entry.training.get("iterations")
+    parts = [f"`{command}`", steps and f"{steps} steps", entry.training.get("note")]
+    return "; ".join(part for part in parts if part)
+
+
+def parts_table() -> str:
+    """Markdown, a row for each shipped file that trainings start from."""
+    rows = ["|File|What|Data|Licence|sha256|", "|---|---|---|---|---|"]
+    for name, part in json.loads(PARTS.read_text(encoding="utf-8")).items():
+        file = f"[`isda://{name}`](../projects/isda/weights/{name})"
+        cells = [file, part["what"], part["data"], part["license"], f"`{part['sha256']}`"]
+        rows.append("|" + "|".join(cells) + "|")
+    return "\n".join(rows) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """The page with both tables as they are now, between the comments that mark their places."""
+    for mark, table in (("models", models_table()), ("parts", parts_table())):
+        begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
+        before, found, rest = text.partition(begin)
+        _, also_found, after = rest.partition(end)
+        if not (found and also_found):
+            raise PublishingError(f"{DOCS} lacks the comments {begin.strip()} and {end}")
+        text = before + begin + table + end + after
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    logging.getLogger("isda").setLevel(logging.WARNING)
+    try:
+        if not args.update_docs:
+            publish(args)
+        if not args.zoo:
+            DOCS.write_text(with_tables(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
+            print(f"{DOCS.relative_to(ROOT)}: tables written")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
