@@ -1,19 +1,25 @@
 #!/usr/bin/env python
 """Convert a checkpoint of another implementation to this project's names.
 
-    python tools/convert_weights.py --from istr authors.pth istr_R_50_FPN.pth
-    python tools/convert_weights.py --from istr --config-file CONFIG authors.pth converted.pth
+    python tools/convert_weights.py r50_deformable_detr.pth deformable_detr_R_50.pth
+    python tools/convert_weights.py --from isda authors.pth isda_R_50.pth
+    python tools/convert_weights.py --config-file CONFIG resnet50.pth R-50.pth
 
-The result goes into MODEL.WEIGHTS. Names that the model or the file lacks are listed; unless
---partial is given, nothing is then written.
+Whose names the file has is found out unless --from says it. The result goes into MODEL.WEIGHTS,
+together with the config keys that are printed. Every name of the file and of the model is
+accounted for; where one has no place or is missing, nothing is written unless --partial is given.
 """
 
 import argparse
+import importlib.util
 import pickle
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from isda.conversion import SOURCES, Conversion, convert  # before Detectron2: makes it silent
+from isda.conversion import SOURCES, Conversion, convert, detect  # before Detectron2: silences it
 
 # isort: split
 import torch
@@ -24,8 +30,8 @@ from torch import Tensor
 from isda.engine.setup import load_config, resolve_classes
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {"istr": "configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml"}
 WRAPPERS = ("model", "state_dict")
+CLASSIFIERS = ("torchvision", "timm")
 
 
 class ConversionError(ValueError):
@@ -35,20 +41,14 @@ class ConversionError(ValueError):
 def read_weights(path: str) -> dict[str, Tensor]:
     """The state dict in a file of ``torch.save``, alone or below ``model`` or ``state_dict``.
 
+    A file whose name ends in ``.safetensors`` is read as such.
+
     Raises:
         ConversionError: there is none.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ConversionError(f"there is no file {path}") from error
-    except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"{path} holds Python objects besides tensors, which are not loaded because they could "
-            "run code; where you trust it, save its state_dict alone into a new file"
-        ) from error
-    except (EOFError, RuntimeError) as error:
-        raise ConversionError(f"{path} is no readable checkpoint: {error}") from error
+    if not Path(path).is_file():
+        raise ConversionError(f"there is no file {path}")
+    content = _read_safetensors(path) if path.endswith(".safetensors") else _read_pickle(path)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -60,6 +60,79 @@ def read_weights(path: str) -> dict[str, Tensor]:
     return content
 
 
+def _read_pickle(path: str) -> Any:
+    # Deformable DETR's authors saved the arguments of their command line along.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ConversionError(
+                f"{path} holds Python objects besides tensors, which are not loaded because they "
+                "could run code; where you trust it, save its state_dict alone into a new file"
+            ) from error
+        except (EOFError, RuntimeError) as error:
+            raise ConversionError(f"{path} is no readable checkpoint: {error}") from error
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    if importlib.util.find_spec("safetensors") is None:
+        raise ConversionError(f"reading {path} needs safetensors: pip install safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConversionError(f"{path} is no readable checkpoint: {error}") from error
+
+
+def find_source(weights: Mapping[str, Tensor], path: str) -> str:
+    """
+    Raises:
+        ConversionError: no source has such names.
+    """
+    source = detect(weights)
+    if source is None:
+        known = "\n".join(f"  {key}: {table.title}" for key, table in SOURCES.items())
+        raise ConversionError(
+            f"{path} has the names of no known source (its first: {', '.join(list(weights)[:3])}). "
+            f"If it is one of these after all, say so with --from:\n{known}"
+        )
+    return source
+
+
+def apply_settings(
+    cfg: CfgNode, settings: Mapping[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Set what the weights need, and return what of it the config file does not have.
+
+    Raises:
+        ConversionError: the command line asks for something else, or the backbone reads the
+            file as it is.
+    """
+    if cfg.MODEL.BACKBONE.NAME.startswith("build_torch_") and args.source in CLASSIFIERS:
+        raise ConversionError(
+            f"{args.config_file} has a backbone of torchvision or timm, which reads such a file as "
+            f"it is: MODEL.TORCH_BACKBONE.WEIGHTS {args.input}"
+        )
+    changed = {}
+    for key, value in settings.items():
+        node = cfg
+        for name in key.split(".")[:-1]:
+            node = node[name]
+        name = key.rpartition(".")[2]
+        current = node[name]
+        if current == value or (args.partial and key in args.opts[::2]):
+            continue
+        if key in args.opts[::2]:
+            raise ConversionError(
+                f"the weights were trained with {key} {value}, the command line says {current}: "
+                "leave it out, or give --partial to insist"
+            )
+        node[name] = changed[key] = value
+    return changed
+
+
 def expected_weights(cfg: CfgNode) -> dict[str, Tensor]:
     """The state dict of the config's model, whose own dictionary and weights are not read."""
     cfg.MODEL.DEVICE = "cpu"
@@ -68,7 +141,7 @@ def expected_weights(cfg: CfgNode) -> dict[str, Tensor]:
     return build_model(cfg).state_dict()
 
 
-def write(result: Conversion, args: argparse.Namespace) -> None:
+def write(result: Conversion, settings: Mapping[str, Any], args: argparse.Namespace) -> None:
     """
     Raises:
         ConversionError: the result is too little to be written.
@@ -85,32 +158,38 @@ def write(result: Conversion, args: argparse.Namespace) -> None:
             "fits"
         )
     torch.save({"model": result.weights}, args.output)
-    print(f"{args.output}: for MODEL.WEIGHTS, with {args.config_file}")
+    pairs = {"MODEL.WEIGHTS": args.output} | settings
+    words = [word for key, value in pairs.items() for word in (key, str(value))]
+    print(f"use it with\n  --config-file {args.config_file} {shlex.join([*words, *args.opts])}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--from", dest="source", choices=sorted(SOURCES), required=True)
+    parser.add_argument(
+        "--from", dest="source", choices=list(SOURCES), help="default: found by the names"
+    )
     parser.add_argument("--config-file", help="of the model; default: the R-50 of the source")
     parser.add_argument("--partial", action="store_true", help="write what fits")
-    parser.add_argument("input", help="the foreign checkpoint")
+    parser.add_argument("input", help="the foreign checkpoint: .pth, .pt, .bin or .safetensors")
     parser.add_argument("output", help="file to write")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    args = parser.parse_args(arguments)
-    args.config_file = args.config_file or str(ROOT / CONFIGS[args.source])
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         weights = read_weights(args.input)
-        expected = expected_weights(load_config(args.config_file, args.opts))
-        result = convert(weights, args.source, expected)
+        args.source = args.source or find_source(weights, args.input)
+        table = SOURCES[args.source]
+        args.config_file = args.config_file or str(ROOT / "configs" / table.config)
+        cfg = load_config(args.config_file, args.opts)
+        settings = apply_settings(cfg, table.settings(weights), args)
+        result = convert(weights, args.source, expected_weights(cfg))
         print(result)
-        write(result, args)
+        write(result, settings, args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

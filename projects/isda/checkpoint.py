@@ -4,15 +4,16 @@ import logging
 import math
 import os
 import pickle
-import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+from isda.conversion import SOURCES, detect, detectron2_resnet
 
 __all__ = ["Checkpointer", "WeightsError", "WeightsReport", "report_weights"]
 
@@ -20,16 +21,6 @@ logger = logging.getLogger(__name__)
 
 _DICTIONARY = "mask_embedding.components"
 _LISTED = 8  # names of a kind that a message spells out
-
-# torchvision's ResNets call the stages layer1 to layer4; Detectron2 res2 to res5.
-_TORCHVISION_NAMES = (
-    (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
-    (r"^conv1\.", "stem.conv1."),
-    (r"^bn1\.", "stem.conv1.norm."),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-)
 
 
 class WeightsError(ValueError):
@@ -198,15 +189,18 @@ class Checkpointer(DetectionCheckpointer):
         except pickle.UnpicklingError as error:
             raise WeightsError(
                 f"{f} holds Python objects besides tensors, which are not loaded because they "
-                f"could run code; save its state_dict alone into a new file ({error})"
+                "could run code; save its state_dict alone into a new file or, if it is another "
+                f"implementation's, let tools/convert_weights.py read it ({error})"
             ) from error
         except (EOFError, RuntimeError) as error:
             raise WeightsError(
                 f"{f} is no readable checkpoint, perhaps truncated: {error}"
             ) from error
+        if "model" not in contents and isinstance(contents.get("state_dict"), dict):
+            contents = {"model": contents["state_dict"]}  # as OpenMMLab's and Lightning's are
         weights = contents.get("model", contents)
         if "layer1.0.conv1.weight" in weights and "bn1.weight" in weights:
-            return {"model": from_torchvision(weights), "matching_heuristics": True}
+            return {"model": detectron2_resnet(weights), "matching_heuristics": True}
         return contents
 
     def _load_model(self, checkpoint: dict) -> Any:
@@ -241,21 +235,20 @@ class Checkpointer(DetectionCheckpointer):
             raise WeightsError(
                 f"the weights do not fit the model: {report}\n"
                 f"Only {report.share:.0%} are matched, MODEL.WEIGHTS_MIN_MATCHED asks for "
-                f"{self.min_matched:.0%}. Check MODEL.WEIGHTS and the architecture's keys, convert "
-                "the file to this model's names, or set MODEL.WEIGHTS_MIN_MATCHED to 0"
+                f"{self.min_matched:.0%}. {_remedy(report)}"
             )
 
 
-def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision ResNet's weights under Detectron2's names, without its classifier."""
-    renamed = {}
-    for name, tensor in weights.items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
-            continue
-        for pattern, replacement in _TORCHVISION_NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+def _remedy(report: WeightsReport) -> str:
+    source = detect(report.unexpected)
+    if source is None:
+        return (
+            "Check MODEL.WEIGHTS and the architecture's keys, or set MODEL.WEIGHTS_MIN_MATCHED to 0"
+        )
+    return (
+        f"The file has the names of {SOURCES[source].title}: tools/convert_weights.py makes one of "
+        "it that fits"
+    )
 
 
 def _described(components: tuple[int, int]) -> str:

@@ -42,6 +42,8 @@ def _add_isda(cfg: CN) -> None:
     # or of strides 4 to 64, as Detectron2's FPN has them.
     cfg.MODEL.ISDA.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.ISDA.HIDDEN_DIM = 256  # C: width of neck, Transformer and queries
+    # Biases in the neck's convolutions, as some Deformable DETR checkpoints have them.
+    cfg.MODEL.ISDA.NECK_BIAS = False
     cfg.MODEL.ISDA.NUM_QUERIES = 300  # N: the largest number of instances per image
     cfg.MODEL.ISDA.NUM_HEADS = 8
     cfg.MODEL.ISDA.NUM_POINTS = 4  # sampling points per head and level

@@ -64,6 +64,18 @@ def test_levels_of_a_plain_backbone():
     ]
 
 
+def test_biases_start_at_zero_and_shift_the_level():
+    shapes = plain_shapes()
+    neck = Neck(shapes, in_features=NAMES, hidden_dim=64, bias=True)
+    for conv in [*neck.projections, neck.extra]:
+        assert conv.bias.count_nonzero() == 0
+        torch.nn.init.normal_(conv.bias)
+    features = random_features(shapes)
+    weight, bias = neck.projections[0].weight[:, :, 0, 0], neck.projections[0].bias
+    expected = torch.einsum("oc,bchw->bohw", weight, features["res2"]) + bias[:, None, None]
+    torch.testing.assert_close(neck(features)[0], F.group_norm(expected, 32), rtol=1e-4, atol=1e-5)
+
+
 def test_an_fpn_has_all_levels_already():
     shapes = pyramid_shapes()
     neck = Neck(shapes, in_features=list(shapes), hidden_dim=64)

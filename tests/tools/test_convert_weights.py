@@ -1,3 +1,5 @@
+import argparse
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +7,7 @@ from detectron2.modeling import build_model
 
 import convert_weights
 from isda.checkpoint import Checkpointer
-from isda.conversion import convert
+from isda.conversion import SOURCES, convert
 from isda.engine.setup import load_config
 
 STEPS, CLASSES, QUERIES, DIM, HIDDEN = 2, 4, 7, 12, 32
@@ -68,7 +70,7 @@ WHOLE = {
 
 
 def small_model():
-    cfg = load_config(convert_weights.parse_arguments(["--from", "istr", "a", "b"]).config_file)
+    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES["istr"].config))
     cfg.merge_from_list([*SMALL, "MODEL.DEVICE", "cpu", "MODEL.ISTR.MASK_DICTIONARY", ""])
     return build_model(cfg)
 
@@ -95,8 +97,13 @@ def test_every_tensor_finds_its_place(tmp_path, wrapper, capsys):
     theirs = authors_weights()
     assert convert_file(tmp_path, theirs, wrapper=wrapper) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{len(theirs)} tensors converted\n")
+    count = len(theirs)
+    assert out.splitlines()[0] == (
+        f"ISTR, the authors' release: {count} tensors of the file are {count} of the model"
+    )
     assert "missing" not in out
+    assert out.splitlines()[1] == "use it with"
+    assert f"istr_R_50_FPN_3x.yaml MODEL.WEIGHTS {tmp_path / 'ours.pth'}" in out
     model = small_model()
     Checkpointer(model, min_matched=1.0).load(str(tmp_path / "ours.pth"))
     ours = model.state_dict()
@@ -159,9 +166,10 @@ def test_what_does_not_fit_is_listed_and_not_written(tmp_path, capsys):
     weights["pos_embeddings.weight"] = torch.zeros(9, HIDDEN)
     assert convert_file(tmp_path, weights) == 1
     captured = capsys.readouterr()
-    assert "1 missing from the file:\n  refinement.steps.0.linear1.bias\n" in captured.out
-    assert "does not have:\n  head.head_series.0.extra.weight\n" in captured.out
-    assert "queries.features.weight: [9, 32] in the file, [7, 32] here" in captured.out
+    missing = "1 of the model missing from the file:\n    refinement.steps.0.linear1.bias\n"
+    assert missing in captured.out
+    assert "head.head_series.0.extra.weight: no such name is known" in captured.out
+    assert "pos_embeddings.weight: [9, 32], but [7, 32] as queries.features.w" in captured.out
     assert "ours.pth is not written, because the weights do not fit" in captured.err
     assert "--partial" in captured.err
     assert not (tmp_path / "ours.pth").exists()
@@ -202,6 +210,37 @@ def test_missing_and_truncated_files(tmp_path, capsys):
 
 def test_names_that_merely_look_alike_are_left_alone():
     tensor = torch.zeros(1)
-    names = ["backbone.head.head_series.weight", "refinement.class_logits.weight"]
+    names = ["backbone.head.head_series.weight", "backbone.class_logits.weight"]
     expected = dict.fromkeys(names, tensor)
     assert convert(expected, "istr", expected).is_complete
+
+
+def test_whose_names_a_file_has_is_found_out(tmp_path, capsys):
+    torch.save(authors_weights(), tmp_path / "theirs.pth")
+    files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
+    assert convert_weights.main([*files, *SMALL]) == 0
+    assert capsys.readouterr().out.startswith("ISTR, the authors' release: ")
+
+
+def test_names_that_no_source_has(tmp_path, capsys):
+    torch.save({"a.weight": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "theirs.pth")
+    assert convert_weights.main([str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]) == 1
+    error = capsys.readouterr().err
+    assert "has the names of no known source (its first: a.weight, b)" in error
+    assert "\n  hf-deformable-detr: Deformable DETR of Hugging Face transformers\n" in error
+
+
+def test_the_command_line_that_the_authors_saved_along(tmp_path, capsys):
+    """A Namespace is data; any other object is refused."""
+    content = {"model": authors_weights(), "args": argparse.Namespace(lr=1e-4, device="cuda")}
+    torch.save(content, tmp_path / "theirs.pth")
+    files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
+    assert convert_weights.main([*files, *SMALL]) == 0
+
+
+def test_a_damaged_safetensors_file(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    (tmp_path / "theirs.safetensors").write_bytes(b"\x10" * 40)
+    files = [str(tmp_path / "theirs.safetensors"), str(tmp_path / "ours.pth")]
+    assert convert_weights.main(files) == 1
+    assert "is no readable checkpoint" in capsys.readouterr().err

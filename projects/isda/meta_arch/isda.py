@@ -65,7 +65,10 @@ class ISDA(nn.Module):
         isda = cfg.MODEL.ISDA
         backbone = build_backbone(cfg)
         neck = Neck(
-            backbone.output_shape(), in_features=isda.IN_FEATURES, hidden_dim=isda.HIDDEN_DIM
+            backbone.output_shape(),
+            in_features=isda.IN_FEATURES,
+            hidden_dim=isda.HIDDEN_DIM,
+            bias=isda.NECK_BIAS,
         )
         return {
             "backbone": backbone,

@@ -20,13 +20,20 @@ class Neck(nn.Module):
     """
 
     def __init__(
-        self, input_shapes: dict[str, ShapeSpec], *, in_features: Sequence[str], hidden_dim: int
+        self,
+        input_shapes: dict[str, ShapeSpec],
+        *,
+        in_features: Sequence[str],
+        hidden_dim: int,
+        bias: bool = False,
     ):
         """
         Args:
             input_shapes: channels and stride of each backbone output, by name.
             in_features: the outputs to use, finest first.
             hidden_dim: C, the width of every level; a multiple of 32 (GroupNorm's groups).
+            bias: of the convolutions. It starts at 0; GroupNorm does not undo it, since the
+                channels of a group share a mean.
 
         Raises:
             ValueError: a feature is missing, or the strides are neither 4–32 nor 4–64.
@@ -36,10 +43,14 @@ class Neck(nn.Module):
         if hidden_dim <= 0 or hidden_dim % 32:
             raise ValueError(f"MODEL.ISDA.HIDDEN_DIM must be a multiple of 32, got {hidden_dim}")
         self.in_features = tuple(in_features)
-        self.projections = nn.ModuleList(_projection(s.channels, hidden_dim) for s in shapes)
+        self.projections = nn.ModuleList(
+            _projection(s.channels, hidden_dim, bias=bias) for s in shapes
+        )
         self.extra = None
         if len(shapes) == len(_PLAIN_STRIDES):
-            self.extra = _projection(shapes[-1].channels, hidden_dim, kernel_size=3, stride=2)
+            self.extra = _projection(
+                shapes[-1].channels, hidden_dim, kernel_size=3, stride=2, bias=bias
+            )
 
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
         """
@@ -72,15 +83,19 @@ def _select(input_shapes: dict[str, ShapeSpec], in_features: Sequence[str]) -> l
     return shapes
 
 
-def _projection(channels: int, hidden_dim: int, kernel_size: int = 1, stride: int = 1) -> Conv2d:
+def _projection(
+    channels: int, hidden_dim: int, *, kernel_size: int = 1, stride: int = 1, bias: bool
+) -> Conv2d:
     conv = Conv2d(
         channels,
         hidden_dim,
         kernel_size,
         stride=stride,
         padding=kernel_size // 2,
-        bias=False,
+        bias=bias,
         norm=nn.GroupNorm(32, hidden_dim),
     )
     nn.init.xavier_uniform_(conv.weight)
+    if bias:
+        nn.init.zeros_(conv.bias)
     return conv

@@ -1,0 +1,263 @@
+"""Names and shapes of other implementations' state dicts, of any size, and tensors for them."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The defaults are those of the published R-50 checkpoints."""
+
+    dim: int = 256
+    feedforward: int = 1024
+    heads: int = 8
+    points: int = 4
+    encoder: int = 6
+    decoder: int = 6
+    queries: int = 300
+    stem: int = 64
+    width: int = 64  # of the first stage's inner convolutions
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    bottleneck: bool = True
+    head_dim: int = 128
+    mask_dim: int = 256
+
+    def channels(self, stage: int) -> int:
+        return self.width * 2**stage * (4 if self.bottleneck else 1)
+
+
+# Two channels per group of GroupNorm's 32: with one, a bias before it would have no effect.
+SMALL = Sizes(
+    **{"dim": 64, "feedforward": 48, "heads": 4, "points": 2, "encoder": 2, "decoder": 2},
+    **{"queries": 7, "stem": 8, "width": 8, "blocks": (1, 1, 1, 1), "bottleneck": False},
+    **{"head_dim": 64, "mask_dim": 64},
+)
+# The same in our keys, for a model as small; what a ResNet looks like is read from the file.
+SMALL_OPTIONS = [
+    *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone"),
+    *("MODEL.ISDA.HIDDEN_DIM", "64", "MODEL.ISDA.FEEDFORWARD_DIM", "48"),
+    *("MODEL.ISDA.NUM_HEADS", "4", "MODEL.ISDA.NUM_POINTS", "2", "MODEL.ISDA.NUM_QUERIES", "7"),
+    *("MODEL.ISDA.ENCODER_LAYERS", "2", "MODEL.ISDA.DECODER_LAYERS", "2"),
+    *("MODEL.ISDA.MASK_HEAD_DIM", "64", "MODEL.ISDA.MASK_DIM", "64"),
+]
+
+
+def below(prefix: str, shapes: Shapes) -> Shapes:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def with_bias(name: str, *shape: int) -> Shapes:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def batch_norm(name: str, channels: int, counter: bool) -> Shapes:
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{kind}": (channels,) for kind in kinds} | (
+        {f"{name}.num_batches_tracked": ()} if counter else {}
+    )
+
+
+def resnet(sizes: Sizes, *, counter: bool = False, classifier: bool = False) -> Shapes:
+    shapes = {"conv1.weight": (sizes.stem, 3, 7, 7)} | batch_norm("bn1", sizes.stem, counter)
+    entering = sizes.stem
+    for stage, blocks in enumerate(sizes.blocks):
+        inner, out = sizes.width * 2**stage, sizes.channels(stage)
+        for block in range(blocks):
+            prefix = f"layer{stage + 1}.{block}."
+            convs = [(inner, entering, 3), (out, inner, 3)]
+            if sizes.bottleneck:
+                convs = [(inner, entering, 1), (inner, inner, 3), (out, inner, 1)]
+            for index, (after, before, kernel) in enumerate(convs, start=1):
+                shapes[f"{prefix}conv{index}.weight"] = (after, before, kernel, kernel)
+                shapes |= batch_norm(f"{prefix}bn{index}", after, counter)
+            if block == 0 and (stage > 0 or entering != out):
+                shapes[f"{prefix}downsample.0.weight"] = (out, entering, 1, 1)
+                shapes |= batch_norm(f"{prefix}downsample.1", out, counter)
+            entering = out
+    return shapes | (with_bias("fc", 1000, entering) if classifier else {})
+
+
+def deformable_attention(name: str, sizes: Sizes) -> Shapes:
+    samples, dim = sizes.heads * 4 * sizes.points, sizes.dim
+    return (
+        with_bias(f"{name}.sampling_offsets", 2 * samples, dim)
+        | with_bias(f"{name}.attention_weights", samples, dim)
+        | with_bias(f"{name}.value_proj", dim, dim)
+        | with_bias(f"{name}.output_proj", dim, dim)
+    )
+
+
+def packed_attention(name: str, dim: int) -> Shapes:
+    packed = {f"{name}.in_proj_weight": (3 * dim, dim), f"{name}.in_proj_bias": (3 * dim,)}
+    return packed | with_bias(f"{name}.out_proj", dim, dim)
+
+
+def mlp(name: str, layers: tuple[int, ...], *widths: int) -> Shapes:
+    shapes: Shapes = {}
+    for layer, before, after in zip(layers, widths, widths[1:], strict=False):
+        shapes |= with_bias(f"{name}.{layer}", after, before)
+    return shapes
+
+
+def copies(name: str, number: int, shapes: Shapes) -> Shapes:
+    """One module, stored once per decoder layer."""
+    return {f"{name}.{i}{tail}": s for i in range(number) for tail, s in shapes.items()}
+
+
+def input_projections(name: str, sizes: Sizes) -> Shapes:
+    shapes: Shapes = {}
+    for level, (stage, kernel) in enumerate([(1, 1), (2, 1), (3, 1), (3, 3)]):
+        channels = sizes.channels(stage)
+        shapes |= with_bias(f"{name}.{level}.0", sizes.dim, channels, kernel, kernel)
+        shapes |= with_bias(f"{name}.{level}.1", sizes.dim)
+    return shapes
+
+
+def feedforward(first: str, second: str, sizes: Sizes) -> Shapes:
+    up = with_bias(first, sizes.feedforward, sizes.dim)
+    return up | with_bias(second, sizes.dim, sizes.feedforward)
+
+
+def stacked(name: str, layers: int, shapes: Shapes) -> Shapes:
+    return {f"{name}.{i}.{tail}": shape for i in range(layers) for tail, shape in shapes.items()}
+
+
+def branches(classes: str, boxes: str, sizes: Sizes, rows: int, layers: tuple[int, ...]) -> Shapes:
+    dim = sizes.dim
+    box = mlp("", layers, dim, dim, dim, 4)
+    return copies(classes, sizes.decoder, with_bias("", rows, dim)) | (
+        copies(boxes, sizes.decoder, box)
+    )
+
+
+def authors(sizes: Sizes = Sizes()) -> Shapes:
+    dim = sizes.dim
+    norms = {i: with_bias(f"norm{i}", dim) for i in (1, 2, 3)}
+    linear = feedforward("linear1", "linear2", sizes)
+    encoder = deformable_attention("self_attn", sizes) | norms[1] | linear | norms[2]
+    decoder = deformable_attention("cross_attn", sizes) | packed_attention("self_attn", dim)
+    decoder |= linear | norms[1] | norms[2] | norms[3]
+    return {
+        "transformer.level_embed": (4, dim),
+        "query_embed.weight": (sizes.queries, 2 * dim),
+        **with_bias("transformer.reference_points", 2, dim),
+        **stacked("transformer.encoder.layers", sizes.encoder, encoder),
+        **stacked("transformer.decoder.layers", sizes.decoder, decoder),
+        **input_projections("input_proj", sizes),
+        **branches("class_embed", "bbox_embed", sizes, 91, ("layers.0", "layers.1", "layers.2")),
+        **below("backbone.0.body.", resnet(sizes)),
+    }
+
+
+def hugging_face(sizes: Sizes = Sizes()) -> Shapes:
+    dim = sizes.dim
+    linear = feedforward("fc1", "fc2", sizes)
+    ends = with_bias("self_attn_layer_norm", dim) | linear | with_bias("final_layer_norm", dim)
+    decoder = deformable_attention("encoder_attn", sizes) | ends
+    decoder |= with_bias("encoder_attn_layer_norm", dim)
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        decoder |= with_bias(f"self_attn.{name}", dim, dim)
+    model = {
+        "level_embed": (4, dim),
+        "query_position_embeddings.weight": (sizes.queries, 2 * dim),
+        **with_bias("reference_points", 2, dim),
+        **stacked("encoder.layers", sizes.encoder, deformable_attention("self_attn", sizes) | ends),
+        **stacked("decoder.layers", sizes.decoder, decoder),
+        **input_projections("input_proj", sizes),
+        **below("backbone.conv_encoder.model.", resnet(sizes)),
+    }
+    heads = branches("class_embed", "bbox_embed", sizes, 91, ("layers.0", "layers.1", "layers.2"))
+    return below("model.", model) | heads
+
+
+def mmdetection_neck(sizes: Sizes) -> Shapes:
+    shapes: Shapes = {}
+    for index in range(3):
+        shapes[f"convs.{index}.conv.weight"] = (sizes.dim, sizes.channels(index + 1), 1, 1)
+        shapes |= with_bias(f"convs.{index}.gn", sizes.dim)
+    shapes["extra_convs.0.conv.weight"] = (sizes.dim, sizes.channels(3), 3, 3)
+    return below("neck.", shapes | with_bias("extra_convs.0.gn", sizes.dim))
+
+
+def mmdetection(sizes: Sizes = Sizes(), version: int = 2) -> Shapes:
+    dim = sizes.dim
+    first, second, ffn = ("attentions.0", "attentions.1", "ffns.0")
+    if version == 3:
+        first, second, ffn = ("self_attn", "cross_attn", "ffn")
+    linear = feedforward(f"{ffn}.layers.0.0", f"{ffn}.layers.1", sizes)
+    norms = [with_bias(f"norms.{i}", dim) for i in range(3)]
+    encoder = deformable_attention(first, sizes) | linear | norms[0] | norms[1]
+    decoder = packed_attention(f"{first}.attn", dim) | deformable_attention(second, sizes)
+    decoder |= linear | norms[0] | norms[1] | norms[2]
+    shapes = {
+        **stacked("encoder.layers", sizes.encoder, encoder),
+        **stacked("decoder.layers", sizes.decoder, decoder),
+    }
+    head = branches("cls_branches", "reg_branches", sizes, 80, ("0", "2", "4"))
+    if version == 3:
+        shapes["level_embed"] = (4, dim)
+        shapes["query_embedding.weight"] = (sizes.queries, 2 * dim)
+        shapes |= with_bias("reference_points_fc", 2, dim)
+    else:
+        shapes["level_embeds"] = (4, dim)
+        shapes = below("bbox_head.transformer.", shapes | with_bias("reference_points", 2, dim))
+        head["query_embedding.weight"] = (sizes.queries, 2 * dim)
+    return {
+        **below("backbone.", resnet(sizes, counter=True)),
+        **mmdetection_neck(sizes),
+        **shapes,
+        **below("bbox_head.", head),
+    }
+
+
+def isda(sizes: Sizes = Sizes()) -> Shapes:
+    """mmdetection's Deformable DETR with kernels in place of boxes, and the mask feature head."""
+    shapes = {n: s for n, s in mmdetection(sizes).items() if "reg_branches" not in n}
+    dim, head_dim = sizes.dim, sizes.head_dim
+    kernels = mlp("", ("0", "2", "4"), dim, dim, dim, sizes.mask_dim - 2)
+    shapes |= copies("bbox_head.kernel_branches", sizes.decoder, kernels)
+    shapes["neck.first_conv.conv.weight"] = (dim, sizes.channels(0), 1, 1)
+    shapes |= with_bias("neck.first_conv.gn", dim)
+    for level, convs in enumerate((1, 1, 2, 3)):
+        for conv in range(convs):
+            name = f"mask_feat_head.convs_all_levels.{level}.conv{conv}"
+            entering = head_dim if conv else dim + 2 * (level == 3)
+            shapes[f"{name}.conv.weight"] = (head_dim, entering, 3, 3)
+            shapes |= with_bias(f"{name}.gn", head_dim)
+    shapes["mask_feat_head.conv_pred.0.conv.weight"] = (sizes.mask_dim, head_dim, 1, 1)
+    return shapes | with_bias("mask_feat_head.conv_pred.0.gn", sizes.mask_dim)
+
+
+_SHARED = re.compile(r"(class_embed|bbox_embed|cls_branches|reg_branches|kernel_branches)\.\d+")
+
+
+def filled(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
+    """Random tensors that keep activations in range; copies of a shared module are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        module = _SHARED.sub(r"\1", name)
+        if module not in shared:
+            shared[module] = _random(name, shape, generator)
+        tensors[name] = shared[module]
+    return tensors
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if not shape:
+        return torch.tensor(3)
+    if name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+        return 0.5 + torch.rand(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) == 1:
+        return noise * (2 if "sampling_offsets" in name else 0.2)
+    if re.search(r"(level_embeds?|query\w*\.weight)$", name):
+        return noise
+    return noise / math.sqrt(math.prod(shape[1:]))

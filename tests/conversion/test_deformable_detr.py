@@ -1,0 +1,73 @@
+import foreign_networks
+import pytest
+import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.modeling import build_model
+from detectron2.structures import ImageList
+from foreign_names import SMALL, SMALL_OPTIONS, authors, filled, hugging_face, mmdetection
+
+import convert_weights
+from isda.checkpoint import Checkpointer
+from isda.engine.setup import load_config
+
+CONFIG = str(convert_weights.ROOT / "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml")
+IMAGE_SIZES = [(96, 128), (70, 101)]  # two images of one batch, the second one padded
+COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
+
+
+def converted_model(weights, tmp_path, capsys, options=()):
+    """The model that follows the words which the tool prints."""
+    torch.save(weights, tmp_path / "theirs.pth")
+    files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
+    assert convert_weights.main([*options, *files, *SMALL_OPTIONS]) == 0
+    words = capsys.readouterr().out.replace("'", "").split("--config-file ")[1]
+    config_file, *opts = words.replace(", ", ",").split()
+    cfg = load_config(config_file, opts)
+    cfg.MODEL.DEVICE, cfg.MODEL.ISDA.NUM_CLASSES = "cpu", 80
+    model = build_model(cfg).eval()
+    Checkpointer(model, min_matched=0.5).load(cfg.MODEL.WEIGHTS)
+    return model, cfg
+
+
+@pytest.mark.parametrize(
+    ("shapes", "layout", "rows"),
+    [
+        (authors(SMALL), foreign_networks.AUTHORS, COCO_IDS),
+        (hugging_face(SMALL), foreign_networks.HUGGING_FACE, COCO_IDS),
+        (mmdetection(SMALL), foreign_networks.MMDETECTION, list(range(80))),
+        (mmdetection(SMALL, version=3), foreign_networks.MMDETECTION_3, list(range(80))),
+    ],
+    ids=["authors", "hugging_face", "mmdetection_2", "mmdetection_3"],
+)
+@torch.no_grad()
+def test_scores_are_those_of_the_original(shapes, layout, rows, tmp_path, capsys):
+    """From pixels to class logits, in a batch of two images of different sizes."""
+    weights = filled(shapes)
+    model, _ = converted_model(weights, tmp_path, capsys)
+    images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    images[1, :, 70:] = 0
+    images[1, :, :, 101:] = 0
+    (prediction,) = model.predict(ImageList(images, IMAGE_SIZES))
+    expected = foreign_networks.deformable_detr(weights, layout, images, IMAGE_SIZES, SMALL.heads)
+    assert expected.std() > 0.3  # queries and classes differ, so a swap would show
+    torch.testing.assert_close(
+        prediction.class_logits.double(), expected[..., rows], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_settings_that_the_weights_need_are_printed(tmp_path, capsys):
+    model, cfg = converted_model(filled(authors(SMALL)), tmp_path, capsys)
+    assert cfg.MODEL.ISDA.NECK_BIAS
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (10, 8)
+    _, cfg = converted_model(filled(mmdetection(SMALL)), tmp_path, capsys)
+    assert not cfg.MODEL.ISDA.NECK_BIAS
+
+
+def test_images_are_read_as_the_weights_were_trained(tmp_path, capsys):
+    options = ["--config-file", CONFIG.replace("R_50", "R_101")]  # MSRA's: BGR, no division
+    _, cfg = converted_model(filled(authors(SMALL)), tmp_path, capsys, options)
+    recipe = load_config(CONFIG)
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_MEAN == recipe.MODEL.PIXEL_MEAN
+    assert cfg.MODEL.PIXEL_STD == recipe.MODEL.PIXEL_STD
+    assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
