@@ -67,6 +67,7 @@ def draw_instances(
     *,
     boxes=None,
     labels: Sequence[str] | None = None,
+    colors: Sequence[tuple[float, float, float]] | None = None,
     scale: float = 1.0,
     alpha: float = 0.5,
 ) -> np.ndarray:
@@ -77,6 +78,7 @@ def draw_instances(
         masks: G masks, or None to draw the boxes alone.
         boxes: ``Boxes`` or ``(G, 4)``, XYXY in pixels; None draws none.
         labels: G texts; None draws none, which suits images full of small instances.
+        colors: G colors as RGB in [0, 1]; None takes :func:`instance_colors`.
         scale: of the output relative to the image.
         alpha: opacity of the masks.
 
@@ -92,7 +94,7 @@ def draw_instances(
             masks=masks,
             boxes=boxes,
             labels=labels,
-            assigned_colors=instance_colors(count),
+            assigned_colors=instance_colors(count) if colors is None else list(colors),
             alpha=alpha,
         )
     return visualizer.get_output().get_image()
@@ -104,6 +106,7 @@ def draw_predictions(
     names: Sequence[str] | None = None,
     *,
     with_labels: bool = True,
+    colors: Sequence[tuple[float, float, float]] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
     """The image under the ``Instances`` that a model returned for it.
@@ -113,17 +116,18 @@ def draw_predictions(
         instances: with ``pred_masks`` or ``pred_boxes``, ``pred_classes`` and ``scores``.
         names: of the classes.
         with_labels: False leaves names, scores and boxes out.
+        colors: as of :func:`draw_instances`.
         scale: of the output relative to the image.
     """
     instances = instances.to("cpu")
     masks = instances.pred_masks if instances.has("pred_masks") else None
+    if isinstance(masks, EncodedMasks):
+        masks = [_OutlinedMask(rle, masks.image_size) for rle in masks.rles]
     labels = boxes = None
     if with_labels:
         scores = instances.scores.tolist()
         labels = class_labels(instances.pred_classes.tolist(), names, scores)
     if masks is None:
-    if isinstance(masks, EncodedMasks):
-        masks = [_OutlinedMask(rle, masks.image_size) for rle in masks.rles]
         boxes = instances.pred_boxes
     return draw_instances(image, masks, boxes=boxes, labels=labels, colors=colors, scale=scale)
 
