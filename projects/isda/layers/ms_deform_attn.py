@@ -96,18 +96,30 @@ class MSDeformAttention(nn.Module):
         value = self.value_proj(value)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0)
+        locations, weights = self.samples(query, reference_points, sizes, value.dtype)
+        value = value.unflatten(-1, (self.num_heads, -1))
+        return self.output_proj(ms_deform_attn(value, sizes, None, locations, weights))
+
+    def samples(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        sizes_per_level: list[tuple[int, int]],
+        value_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """Where each query reads, and with what weight; arguments as of :meth:`forward`.
+
+        Returns:
+            Locations ``(B, Q, heads, L, points, 2)`` as (x, y), fractions of the padded level, and
+            weights ``(B, Q, heads, L, points)``, as :func:`isda.ops.ms_deform_attn` takes them.
+        """
         # Locations are fractions of a level: in bf16, points near 1 would move by whole cells.
-        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if value_dtype == torch.float64 else torch.float32
         weights = self.attention_weights(query).to(dtype)
         weights = weights.unflatten(-1, (self.num_heads, -1)).softmax(dim=-1)
-        sampled = ms_deform_attn(
-            value.unflatten(-1, (self.num_heads, -1)),
-            sizes,
-            None,
-            self._locations(self.sampling_offsets(query).to(dtype), reference_points, sizes),
-            weights.unflatten(-1, (self.num_levels, self.num_points)),
-        )
-        return self.output_proj(sampled)
+        offsets = self.sampling_offsets(query).to(dtype)
+        locations = self._locations(offsets, reference_points, sizes_per_level)
+        return locations, weights.unflatten(-1, (self.num_levels, self.num_points))
 
     def _locations(
         self, offsets: Tensor, reference_points: Tensor, sizes: list[tuple[int, int]]
