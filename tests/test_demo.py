@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -13,7 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.visualizer import GenericMask
 from torch import nn
 
@@ -21,40 +20,10 @@ import demo_progress
 import run_demo
 import visualize_data
 import visualize_json_results
-from isda.engine.predictor import Predictor, confident
+from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def load_demo():
-    specification = importlib.util.spec_from_file_location("demo", ROOT / "demo" / "demo.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-demo = load_demo()
-
-
-def two_instances(height, width):
-    """A sure one in the left half, an unsure one in the right."""
-    instances = Instances((height, width))
-    instances.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
-    instances.pred_masks[0, 5 : height - 5, 5 : width // 2 - 5] = True
-    instances.pred_masks[1, 5 : height - 5, width // 2 + 5 : width - 5] = True
-    boxes = [[5, 5, width // 2 - 5, height - 5], [width // 2 + 5, 5, width - 5, height - 5]]
-    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float))
-    instances.scores = torch.tensor([0.9, 0.3])
-    instances.pred_classes = torch.tensor([0, 0])
-    return instances
-
-
-class FakePredictor:
-    class_names = ["thing"]
-
-    def __call__(self, image):
-        return two_instances(*image.shape[:2])
 
 
 @META_ARCH_REGISTRY.register()
@@ -113,94 +82,6 @@ def test_predictor_without_known_classes_says_what_to_do(tmp_path):
     cfg.DATASETS.TEST = ("mine_val",)
     with pytest.raises(ValueError, match=r"\(mine_val\) is registered here; give the config.yaml"):
         Predictor(cfg)
-
-
-@pytest.mark.parametrize(("threshold", "kept"), [(0.0, 2), (0.3, 2), (0.31, 1), (0.95, 0)])
-def test_threshold_filters(threshold, kept):
-    instances = two_instances(20, 40)
-    instances.scores = torch.tensor([0.9, 0.3], dtype=torch.float64)
-    filtered = confident(instances, threshold)
-    assert len(filtered) == len(filtered.pred_masks) == kept
-
-
-def run_on_images(arguments):
-    args = demo.parse_arguments(["--config-file", "none", *map(str, arguments)])
-    return demo.run_on_images(FakePredictor(), args)
-
-
-@pytest.mark.parametrize(("threshold", "right_is_drawn"), [(0.5, False), (0.2, True)])
-def test_demo_draws_only_what_passes_the_threshold(tmp_path, threshold, right_is_drawn):
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((100, 200, 3), 100, np.uint8))
-    options = ["--confidence-threshold", threshold, "--no-labels"]
-    assert run_on_images(["--input", tmp_path / "a.png", "--output", tmp_path / "o", *options]) == 0
-    drawn = cv2.imread(str(tmp_path / "o" / "a.png"))
-    assert drawn.shape == (100, 200, 3)
-    assert (drawn[50, 50] != 100).any()
-    assert (drawn[50, 150] != 100).any() == right_is_drawn
-
-
-def test_demo_says_once_what_it_cannot_read_and_goes_on(tmp_path, capsys):
-    (tmp_path / "bad.png").write_text("no image")
-    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((40, 60, 3), np.uint8))
-    assert run_on_images(["--input", tmp_path / "*.png", "--output", tmp_path / "o"]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.count("bad.png") == 1 == captured.err.count("\n")
-    assert "cannot be read, skipped" in captured.err
-    assert (tmp_path / "o" / "good.png").is_file()
-
-
-def test_demo_finds_files_patterns_and_folders(tmp_path):
-    for name in ("b.jpg", "a.PNG", "notes.txt", "[1].jpg"):
-        (tmp_path / name).touch()
-    names = [path.name for path in demo.find_images([str(tmp_path)])]
-    assert names == ["[1].jpg", "a.PNG", "b.jpg"]
-    pattern, bracketed = str(tmp_path / "*.jpg"), str(tmp_path / "[1].jpg")
-    assert [p.name for p in demo.find_images([bracketed, pattern])] == ["[1].jpg", "b.jpg"]
-    with pytest.raises(demo.DemoError, match=r"--input .*\*\.gif: no image there"):
-        demo.find_images([str(tmp_path / "*.gif")])
-
-
-def test_results_of_equal_names_do_not_overwrite_each_other():
-    images = [Path("x/1.png"), Path("y/1.png"), Path("y/1_2.png")]
-    names = [path.name for path in demo.output_paths(images, "out")]
-    assert len(set(names)) == 3
-    assert demo.output_paths(images[:1], "one.jpg") == [Path("one.jpg")]
-    with pytest.raises(demo.DemoError, match=r"one\.jpg is one file, but there are 3 images"):
-        demo.output_paths(images, "one.jpg")
-
-
-def test_demo_draws_every_frame_of_a_video(tmp_path):
-    path, output = str(tmp_path / "in.mp4"), str(tmp_path / "out" / "out.mp4")
-    writer = demo.open_video(path, 10.0, (64, 128))
-    for _ in range(4):
-        writer.write(np.full((64, 128, 3), 100, np.uint8))
-    writer.release()
-    args = demo.parse_arguments(
-        ["--config-file", "none", "--video-input", path, "--output", output]
-    )
-    demo.run_on_video(FakePredictor(), args)
-    frames = list(demo.frames_of(cv2.VideoCapture(output)))
-    assert len(frames) == 4
-    for frame in frames:
-        assert np.abs(frame[40:50, 30:40].astype(int) - 100).max() > 30
-        assert np.abs(frame[20:40, 80:110].astype(int) - 100).max() < 30
-
-
-def test_demo_without_a_video_or_a_suffix_says_so(tmp_path):
-    arguments = ["--config-file", "none", "--video-input", str(tmp_path / "none.mp4")]
-    with pytest.raises(demo.DemoError, match=r"none\.mp4 cannot be opened"):
-        demo.run_on_video(FakePredictor(), demo.parse_arguments(arguments))
-    with pytest.raises(demo.DemoError, match="it is a file, .mp4"):
-        demo.open_video(str(tmp_path / "folder"), 10.0, (64, 128))
-
-
-def test_demo_ends_with_one_message(tmp_path, capsys):
-    arguments = ["--config-file", str(tmp_path / "no.yaml"), "--input", "a.jpg"]
-    assert demo.main(arguments) == 1
-    assert capsys.readouterr().err.startswith("error: config file")
-    with pytest.raises(SystemExit):
-        demo.parse_arguments([*arguments, "--confidence-threshold", "50"])
-    assert "from 0 to 1, got 50" in capsys.readouterr().err
 
 
 class Clock:

@@ -1,0 +1,305 @@
+import contextlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
+
+from isda.engine.inference import Classes
+from isda.engine.prediction import Prediction
+from isda.engine.predictor import confident
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_demo():
+    specification = importlib.util.spec_from_file_location("demo", ROOT / "demo" / "demo.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+demo = load_demo()
+
+
+def two_instances(height, width):
+    """A sure one in the left half, an unsure one in the right."""
+    instances = Instances((height, width))
+    instances.pred_masks = torch.zeros(2, height, width, dtype=torch.bool)
+    instances.pred_masks[0, 5 : height - 5, 5 : width // 2 - 5] = True
+    instances.pred_masks[1, 5 : height - 5, width // 2 + 5 : width - 5] = True
+    boxes = [[5, 5, width // 2 - 5, height - 5], [width // 2 + 5, 5, width - 5, height - 5]]
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float))
+    instances.scores = torch.tensor([0.9, 0.3])
+    instances.pred_classes = torch.tensor([1, 0])
+    return instances
+
+
+class FakePredictor:
+    def __init__(self, names=("bolt", "nut"), ids=(3, 7)):
+        self.classes = Classes(names, ids)
+        self.class_names = names
+
+    def __call__(self, image):
+        return Prediction(two_instances(*image.shape[:2]), image, *self.classes)
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.0, 2), (0.3, 2), (0.31, 1), (0.95, 0)])
+def test_threshold_filters(threshold, kept):
+    instances = two_instances(20, 40)
+    instances.scores = torch.tensor([0.9, 0.3], dtype=torch.float64)
+    filtered = confident(instances, threshold)
+    assert len(filtered) == len(filtered.pred_masks) == kept
+
+
+def parse(*arguments):
+    return demo.parse_arguments(["--config-file", "none", *map(str, arguments)])
+
+
+def run_on_images(*arguments, predictor=None):
+    return demo.run_on_images(predictor or FakePredictor(), parse(*arguments))
+
+
+def write_grey(path, height=100, width=200):
+    cv2.imwrite(str(path), np.full((height, width, 3), 100, np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(("threshold", "right_is_drawn"), [(0.5, False), (0.2, True)])
+def test_only_what_passes_the_threshold_is_drawn(tmp_path, threshold, right_is_drawn):
+    image = write_grey(tmp_path / "a.png")
+    options = ["--confidence-threshold", threshold, "--no-labels"]
+    assert run_on_images("--input", image, "--output", tmp_path / "o", *options) == 0
+    drawn = cv2.imread(str(tmp_path / "o" / "a.png"))
+    assert drawn.shape == (100, 200, 3)
+    assert (drawn[50, 50] != 100).any()
+    assert (drawn[50, 150] != 100).any() == right_is_drawn
+
+
+def test_what_cannot_be_read_is_named_once_and_the_rest_is_drawn(tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    write_grey(tmp_path / "good.png")
+    assert run_on_images("--input", tmp_path / "*.png", "--output", tmp_path / "o") == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("bad.png") == 1 == captured.err.count("\n")
+    assert "cannot be read, skipped (no image, or of an unknown format)" in captured.err
+    assert (tmp_path / "o" / "good.png").is_file()
+
+
+def test_several_failing_inputs_are_named_at_the_end(tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    good, nowhere = write_grey(tmp_path / "good.png"), tmp_path / "*.gif"
+    inputs = ["--input", tmp_path / "bad.png", nowhere, tmp_path / "empty.jpg", good]
+    assert run_on_images(*inputs, "--output", tmp_path / "o") == 3
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert lines[0] == "3 inputs failed:"
+    assert lines[1] == f"{nowhere}: no image there"
+    assert sorted(line.split(":")[0] for line in lines[2:]) == [
+        str(tmp_path / "bad.png"),
+        str(tmp_path / "empty.jpg"),
+    ]
+    assert f"[1/3] {tmp_path / 'bad.png'}: skipped" in captured.out
+    assert f"[3/3] {good}: 1 instances, drawn in {tmp_path / 'o' / 'good.png'}" in captured.out
+
+
+def test_speed_is_told(tmp_path, capsys, monkeypatch):
+    """Half a second for the model, and as much for everything else."""
+    moments = iter(np.arange(0, 100, 0.5))
+    monkeypatch.setattr(demo, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    images = [write_grey(tmp_path / f"{index}.png") for index in range(2)]
+    run_on_images("--input", *images, "--output", tmp_path / "o")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "2 images in 2.5 s: 0.80 per second, 2.00 without reading and drawing"
+    assert demo.Speed().summary("image") == "0 images"
+
+
+def test_files_patterns_and_folders_are_found(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "[1].jpg"):
+        (tmp_path / name).touch()
+    found, missing = demo.find_images([str(tmp_path)])
+    assert [path.name for path in found] == ["[1].jpg", "a.PNG", "b.jpg"]
+    assert missing == {}
+    pattern, bracketed = str(tmp_path / "*.jpg"), str(tmp_path / "[1].jpg")
+    found, missing = demo.find_images([bracketed, pattern, "none.tif"])
+    assert [path.name for path in found] == ["[1].jpg", "b.jpg"]
+    assert missing == {"none.tif": "no image there"}
+    with pytest.raises(demo.DemoError, match=r"--input .*\*\.gif none\.tif: no image there"):
+        demo.find_images([str(tmp_path / "*.gif"), "none.tif"])
+
+
+def test_results_do_not_overwrite_each_other_or_the_images(tmp_path):
+    images = [Path("x/1.png"), Path("y/1.png"), Path("y/1_2.png"), Path("y/1.heic")]
+    names = [path.name for path in demo.output_paths(images, "out")]
+    assert len(set(names)) == 4
+    assert names[3] == "1_3.png"  # OpenCV writes no .heic
+    assert demo.output_paths(images[:1], "one.jpg") == [Path("one.jpg")]
+    with pytest.raises(demo.DemoError, match=r"one\.jpg is one file, but there are 4 images"):
+        demo.output_paths(images, "one.jpg")
+    with pytest.raises(demo.DemoError, match=r"would replace x/\.\./x/1\.png: give another folder"):
+        demo.output_paths(images[:1], "x/../x")
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.5, 1), (0.1, 2)])
+def test_coco_json_can_be_loaded(tmp_path, threshold, count):
+    images = [write_grey(tmp_path / name, 60, 90) for name in ("a.png", "b.png")]
+    file, options = tmp_path / "new" / "found.json", ["--confidence-threshold", threshold]
+    assert run_on_images("--input", *images, "--output", file, *options) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(file))
+        again = coco.loadRes(coco.dataset["annotations"])
+    assert [image["file_name"] for image in coco.loadImgs([1, 2])] == [str(i) for i in images]
+    assert {c["id"]: c["name"] for c in coco.loadCats([3, 7])} == {3: "bolt", 7: "nut"}
+    expected = two_instances(60, 90)
+    for image_id in (1, 2):
+        found = coco.loadAnns(coco.getAnnIds(image_id))
+        assert len(found) == count
+        for index, annotation in enumerate(found):
+            mask = expected.pred_masks[index].numpy()
+            np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+            assert annotation["area"] == mask.sum()
+            x0, y0, x1, y1 = expected.pred_boxes.tensor[index].tolist()
+            assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+            assert annotation["score"] == pytest.approx(expected.scores[index].item())
+            assert annotation["category_id"] == (7, 3)[index]
+    assert len(again.getAnnIds()) == 2 * count
+    assert list((tmp_path / "new").iterdir()) == [file]  # no pictures were asked for
+
+
+def test_pictures_and_json_at_once_and_classes_without_names(tmp_path):
+    image, file = write_grey(tmp_path / "a.png"), tmp_path / "found.json"
+    predictor = FakePredictor(None, None)
+    outputs = ["--output", tmp_path / "o", file]
+    run_on_images("--input", image, *outputs, predictor=predictor)
+    assert (tmp_path / "o" / "a.png").is_file()
+    content = json.loads(file.read_text())
+    assert content["categories"] == [{"id": 2, "name": "class 1"}]
+    assert [a["category_id"] for a in content["annotations"]] == [2]
+    with pytest.raises(demo.DemoError, match="--output o p: give one folder or file for pictures"):
+        demo.split_outputs(["o", "a.json", "p"])
+
+
+def test_an_interrupted_run_leaves_what_it_found(tmp_path):
+    images = [write_grey(tmp_path / name) for name in ("a.png", "b.png")]
+
+    class Impatient(FakePredictor):
+        def __call__(self, image):
+            if (tmp_path / "seen").exists():
+                raise KeyboardInterrupt
+            (tmp_path / "seen").touch()
+            return super().__call__(image)
+
+    file = tmp_path / "found.json"
+    with pytest.raises(KeyboardInterrupt):
+        run_on_images("--input", *images, "--output", file, predictor=Impatient())
+    assert len(json.loads(file.read_text())["annotations"]) == 1
+
+
+def test_a_window_shows_one_image_after_the_other_until_escape(tmp_path, monkeypatch):
+    images = [write_grey(tmp_path / name, 60, 90) for name in ("a.png", "b.png", "c.png")]
+    shown, keys = [], iter([32, demo.ESCAPE])
+    monkeypatch.setattr(demo.cv2, "imshow", lambda _, image: shown.append(image))
+    monkeypatch.setattr(demo.cv2, "waitKey", lambda milliseconds: next(keys))
+    assert run_on_images("--input", *images) == 0
+    assert [image.shape for image in shown] == [(60, 90, 3)] * 2
+    assert (shown[0][30, 20] != 100).any()
+
+
+def test_no_window_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(demo.cv2, "imshow", refuse)
+    with pytest.raises(demo.DemoError, match="no window here: add --output"):
+        run_on_images("--input", write_grey(tmp_path / "a.png"))
+
+
+def write_video(path, frames=4):
+    writer = demo.open_video(str(path), 10.0, (64, 128))
+    for _ in range(frames):
+        writer.write(np.full((64, 128, 3), 100, np.uint8))
+    writer.release()
+    return path
+
+
+def darkest(frame):
+    return frame.astype(int).sum(axis=2).min()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_every_frame_of_a_video_is_drawn(tmp_path, capsys, labels):
+    path, output = write_video(tmp_path / "in.mp4"), tmp_path / "out" / "out.mp4"
+    arguments = ["--video-input", path, "--output", output, tmp_path / "found.json"]
+    demo.run_on_video(FakePredictor(), parse(*arguments, *["--no-labels"] * (not labels)))
+    frames = list(demo.frames_of(cv2.VideoCapture(str(output))))
+    assert len(frames) == 4
+    for frame in frames:
+        assert np.abs(frame[45:55, 30:40].astype(int) - 100).max() > 30
+        assert np.abs(frame[20:40, 80:110].astype(int) - 100).max() < 30
+        assert (darkest(frame[:, :60]) < 60) == labels  # the black ground of the text
+        # An instance keeps its color.
+        np.testing.assert_allclose(frame[50, 30].astype(int), frames[0][50, 30], atol=25)
+    told = capsys.readouterr().out
+    assert "4 frames in" in told
+    assert f"drawn in {output}" in told
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert [image["frame_id"] for image in content["images"]] == [0, 1, 2, 3]
+    assert len(content["annotations"]) == 4
+
+
+def test_a_camera_is_shown_until_escape(monkeypatch):
+    class Camera:
+        def __init__(self, source):
+            assert source == 0
+            self.released = False
+
+        def isOpened(self):  # noqa: N802  (OpenCV's name)
+            return True
+
+        def get(self, _):
+            return -1.0  # cameras know neither length nor rate
+
+        def read(self):
+            return True, np.full((40, 60, 3), 100, np.uint8)
+
+        def release(self):
+            self.released = True
+
+    cameras, keys = [], iter([255, 255, demo.ESCAPE])
+    monkeypatch.setattr(
+        demo.cv2, "VideoCapture", lambda source: cameras.append(Camera(source)) or cameras[0]
+    )
+    monkeypatch.setattr(demo.cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(demo.cv2, "waitKey", lambda milliseconds: next(keys))
+    demo.run_on_video(FakePredictor(), parse("--webcam"))
+    assert next(keys, None) is None
+    assert cameras[0].released
+
+
+def test_a_video_that_is_not_there_or_has_no_suffix(tmp_path):
+    with pytest.raises(demo.DemoError, match=r"none\.mp4 cannot be opened"):
+        demo.run_on_video(FakePredictor(), parse("--video-input", tmp_path / "none.mp4"))
+    with pytest.raises(demo.DemoError, match="it is a file, .mp4"):
+        demo.open_video(str(tmp_path / "folder"), 10.0, (64, 128))
+
+
+def test_mistakes_end_with_one_message(tmp_path, capsys):
+    arguments = ["--config-file", str(tmp_path / "no.yaml"), "--input", "a.jpg"]
+    assert demo.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: config file")
+    assert demo.main(["--model", "nuclei/isda_tinny", "--input", "a.jpg"]) == 1
+    assert "did you mean nuclei/isda_tiny" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.parse_arguments([*arguments, "--confidence-threshold", "50"])
+    assert "from 0 to 1, got 50" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--input", "a.jpg"])
+    assert "one of the arguments --model --config-file is required" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""What a trained model looked at: the command line around isda.inspection."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+from toys import ISTR, toy_config, toy_data
+
+import visualize
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(*overrides)``: the folder of a training, with data of its own."""
+
+    def make(*overrides):
+        toy_data(tmp_path)
+        folder = tmp_path / "run"
+        folder.mkdir()
+        cfg = toy_config(folder, *overrides)
+        torch.manual_seed(0)
+        (folder / "config.yaml").write_text(cfg.dump())
+        torch.save({"model": build_model(cfg).state_dict()}, folder / "model_0000005.pth")
+        (folder / "last_checkpoint").write_text("model_0000005.pth")
+        return folder
+
+    return make
+
+
+def drawn(tmp_path, capsys, *arguments):
+    """Names of the pictures, which must be there and be told."""
+    folder = tmp_path / "out"
+    shutil.rmtree(folder, ignore_errors=True)
+    assert visualize.main([*map(str, arguments), "--output", str(folder)]) == 0
+    told = sorted(capsys.readouterr().out.split())
+    assert told == sorted(str(path) for path in folder.iterdir())
+    assert all(cv2.imread(file).std() > 5 for file in told)
+    return {Path(file).name for file in told}
+
+
+def test_all_of_isda(tmp_path, run, capsys):
+    names = drawn(tmp_path, capsys, "all", "--run", run(), "--limit", "1", "--query", "3")
+    kinds = ("predictions", "query3_sampling", "query3_attention", "query3_features")
+    assert names == {f"image_0_{kind}.png" for kind in kinds}
+
+
+def test_all_of_istr(tmp_path, run, capsys):
+    folder = run(*ISTR)
+    arguments = ["--run", folder, "--limit", "1", "--confidence-threshold", "0"]
+    assert drawn(tmp_path, capsys, "all", *arguments) == {
+        "image_0_predictions.png",
+        "image_0_steps.png",
+    }
+    (name,) = drawn(tmp_path, capsys, "steps", *arguments, "--query", "best")
+    assert re.fullmatch(r"image_0_query\d_steps\.png", name)
+
+
+def test_predictions_stand_beside_ground_truth_where_it_is_known(tmp_path, run, capsys):
+    folder, file = run(), tmp_path / "image_3.png"
+    arguments = ["predictions", "--run", folder, "--image", file, "--no-labels"]
+    arguments += ["--confidence-threshold", "1"]
+    picture = tmp_path / "out" / "image_3_predictions.png"
+    drawn(tmp_path, capsys, *arguments)
+    two = cv2.imread(str(picture))
+    drawn(tmp_path, capsys, *arguments, "--dataset", "toy")
+    three = cv2.imread(str(picture))
+    panel = two.shape[1] // 2
+    assert three.shape[1] > two.shape[1]
+    # The photograph, and ground truth that colors what was grey noise.
+    np.testing.assert_array_equal(three[30:, : panel - 9], two[30:, : panel - 9])
+    middle = three[30:, panel + 9 : 2 * panel - 18].astype(int)
+    assert (np.ptp(middle, axis=2) > 150).sum() > 1000
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, run, capsys):
+    folder = run()
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "image_1.png"
+    other.write_bytes((tmp_path / "image_2.png").read_bytes())
+    arguments = ["attention", "--run", folder, "--query", "0"]
+    names = drawn(tmp_path, capsys, *arguments, "--image", tmp_path / "image_1.png", other)
+    assert names == {"image_1_query0_attention.png", "image_1_2_query0_attention.png"}
+
+
+def error_of(capsys, *arguments):
+    assert visualize.main(list(map(str, arguments))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, run, capsys):
+    folder = run()
+    image = ("--image", tmp_path / "image_1.png", "--output", tmp_path / "out")
+    assert "only ISTR does" in error_of(capsys, "steps", "--run", folder, *image)
+    wrong_query = error_of(capsys, "sampling", "--run", folder, "--query", "6", *image)
+    assert "numbered from 0 to 5" in wrong_query
+    wrong_data = error_of(capsys, "all", "--run", folder, "--dataset", "toi", *image)
+    assert "--dataset toi is not registered" in wrong_data
+    opts = ("--opts", "DATASETS.TEST", "('toi',)", "MODEL.ISDA.NUM_CLASSES", "2")
+    assert "is registered: give --image" in error_of(capsys, "all", "--run", folder, *opts)
+    assert "no such image" in error_of(capsys, "all", "--run", folder, "--image", "none.png")
+    (folder / "last_checkpoint").unlink()
+    assert "no weights there (model_best.pth, model_final.pth)" in error_of(
+        capsys, "all", "--run", folder
+    )
+    with pytest.raises(SystemExit):
+        visualize.parse_arguments(["all", "--run", "x", "--query", "worst"])
+    assert "'worst' is neither a number nor best" in capsys.readouterr().err
+
+
+def test_the_best_weights_are_taken(tmp_path):
+    for name in ("model_0000005.pth", "model_final.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+        (tmp_path / "last_checkpoint").write_text("model_0000005.pth\n")
+        assert visualize.weights_of(tmp_path).name == name

@@ -1,0 +1,278 @@
+#!/usr/bin/env python
+"""Draw what a trained model sees, and what it looked at to see it.
+
+    python tools/visualize.py predictions --run output/shapes --limit 8
+    python tools/visualize.py sampling attention features --run output/shapes \\
+        --image photo.jpg --query best
+    python tools/visualize.py steps --config-file configs/shapes/istr_tiny.yaml \\
+        --image photo.jpg --opts MODEL.WEIGHTS output/istr/model_final.pth
+
+predictions: photograph, ground truth where there is one, and predictions, side by side.
+sampling:    ISDA: where a query looks, decoder layer by decoder layer, and the mask it makes of it.
+attention:   ISDA: how much of its attention each head gives to each level.
+features:    ISDA: mask features, the mask that a query reads out of them, class scores, maskness.
+steps:       ISTR: boxes and masks from step to step.
+all:         whatever of these the model has.
+"""
+
+import argparse
+import importlib
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from isda.data.images import read_image  # before Detectron2, whose import it makes silent
+
+# isort: split
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from isda import model_zoo
+from isda.engine.predictor import Predictor, confident
+from isda.engine.setup import load_config
+from isda.inspection.figures import (
+    attention_figure,
+    features_figure,
+    sampling_figure,
+    steps_figure,
+    write_figure,
+)
+from isda.inspection.traces import trace_isda, trace_istr
+from isda.visualization import (
+    brighten,
+    draw_annotations,
+    draw_predictions,
+    side_by_side,
+    write_image,
+)
+
+DRAWINGS = ("predictions", "sampling", "attention", "features", "steps")
+OF_ISDA = ("sampling", "attention", "features")
+OF_ISTR = ("steps",)
+WEIGHTS = ("model_best.pth", "model_final.pth")
+SMALLEST_SIDE = 384  # pixels to which small images are enlarged, for labels to be legible
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="+", choices=[*DRAWINGS, "all"], metavar="WHAT")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--run", metavar="FOLDER", help="OUTPUT_DIR of a training: its config and best weights"
+    )
+    model.add_argument(
+        "--model", metavar="NAME", help="a trained model of docs/MODEL_ZOO.md, with its weights"
+    )
+    model.add_argument("--config-file", metavar="FILE", help="with MODEL.WEIGHTS in --opts")
+    parser.add_argument(
+        "--image", nargs="+", metavar="FILE", help="default: the first images of the data set"
+    )
+    parser.add_argument(
+        "--dataset", help="registered name of images and ground truth (default: DATASETS.TEST)"
+    )
+    parser.add_argument("--limit", type=int, default=4, help="images of the data set (default: 4)")
+    parser.add_argument(
+        "--query",
+        type=query_number,
+        help="number of a query, or best: that of the highest score (default: best; of steps, "
+        "those of all instances above the threshold)",
+    )
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--no-labels", action="store_true", help="predictions: masks alone")
+    parser.add_argument("--output", default="visualized", metavar="FOLDER")
+    parser.add_argument(
+        "--import", dest="module", help="Python module to import first: it registers your data"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; comes last"
+    )
+    return parser.parse_args(arguments)
+
+
+def query_number(text: str) -> int | str:
+    """What ``--query`` means."""
+    if text == "best":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor best") from error
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The configuration that the arguments name, with its weights.
+
+    Raises:
+        ValueError: a key or a value is wrong, or a model or a file does not exist.
+    """
+    if args.model:
+        return model_zoo.get_config(args.model, trained=True, overrides=args.opts)
+    if args.config_file:
+        return load_config(args.config_file, args.opts)
+    weights = ["MODEL.WEIGHTS", str(weights_of(Path(args.run)))]
+    return load_config(str(Path(args.run) / "config.yaml"), [*weights, *args.opts])
+
+
+def weights_of(run: Path) -> Path:
+    """The best weights of a training, else its final, else its latest.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    names = list(WEIGHTS)
+    latest = run / "last_checkpoint"
+    if latest.is_file():
+        names.append(latest.read_text().strip())
+    for name in names:
+        if (run / name).is_file():
+            return run / name
+    raise ValueError(
+        f"--run {run}: no weights there ({', '.join(WEIGHTS)}): it must be the OUTPUT_DIR of a "
+        "training; weights elsewhere are named by --config-file and --opts MODEL.WEIGHTS FILE"
+    )
+
+
+def chosen_drawings(what: list[str], predictor: Predictor) -> list[str]:
+    """The drawings asked for, ``all`` being those that the model has."""
+    if "all" not in what:
+        return what
+    model = predictor.model
+    drawings = ["predictions"]
+    drawings += OF_ISDA if hasattr(model, "transformer") else ()
+    drawings += OF_ISTR if hasattr(model, "refinement") else ()
+    return drawings
+
+
+def chosen_records(args: argparse.Namespace, cfg: CfgNode) -> list[dict]:
+    """A data set dict per image, with ``annotations`` only where they are known.
+
+    Raises:
+        ValueError: the data set is not registered, or none is.
+        OSError: an image, or the data set, is not there.
+    """
+    names = (
+        [args.dataset] if args.dataset else [n for n in cfg.DATASETS.TEST if n in DatasetCatalog]
+    )
+    if args.dataset and args.dataset not in DatasetCatalog:
+        raise ValueError(f"--dataset {args.dataset} is not registered; --import does it")
+    if not args.image:
+        if not names:
+            raise ValueError(
+                f"none of DATASETS.TEST {tuple(cfg.DATASETS.TEST)} is registered: give --image, "
+                "--dataset, or by --import the module that registers it"
+            )
+        records = itertools.chain.from_iterable(DatasetCatalog.get(name) for name in names)
+        return list(itertools.islice(records, args.limit))
+    known = {}
+    if args.dataset:  # as the user wishes it: other data sets need not be read for their pictures
+        known = {Path(r["file_name"]).resolve(): r for r in DatasetCatalog.get(args.dataset)}
+    return [known.get(Path(file).resolve(), {"file_name": file}) for file in args.image]
+
+
+class Pictures:
+    """Draws one image after the other into a folder."""
+
+    def __init__(self, predictor: Predictor, args: argparse.Namespace):
+        self.predictor = predictor
+        self.names = predictor.class_names
+        self.args = args
+        self.drawings = chosen_drawings(args.what, predictor)
+        self.folder = Path(args.output)
+        self.taken: set[str] = set()
+
+    def write(self, record: dict) -> Iterator[Path]:
+        """Draws an image; files of one name from several folders are numbered.
+
+        Raises:
+            OSError: the image cannot be read, or a picture not written.
+            ValueError: the model has no such drawing or query.
+        """
+        image = read_image(record["file_name"], "RGB")
+        stem = base = Path(record["file_name"]).stem
+        number = 1
+        while stem in self.taken:
+            number += 1
+            stem = f"{base}_{number}"
+        self.taken.add(stem)
+        if "predictions" in self.drawings:
+            path = self.folder / f"{stem}_predictions.png"
+            write_image(path, self._predictions(image, record))
+            yield path
+        for name, figure in self._figures(image):
+            path = self.folder / f"{stem}_{name}.png"
+            write_figure(path, figure)
+            yield path
+
+    def _predictions(self, image: np.ndarray, record: dict) -> np.ndarray:
+        instances = confident(self.predictor(image), self.args.confidence_threshold)
+        shown, with_labels = brighten(image), not self.args.no_labels
+        style = {
+            "with_labels": with_labels,
+            "scale": max(1.0, SMALLEST_SIDE / max(image.shape[:2])),
+        }
+        panels = {"photograph": draw_predictions(shown, instances[:0], scale=style["scale"])}
+        if "annotations" in record:
+            annotations = record["annotations"]
+            panels[f"ground truth: {len(annotations)}"] = draw_annotations(
+                shown, annotations, self.names, **style
+            )
+        panels[f"predictions: {len(instances)}"] = draw_predictions(
+            shown, instances, self.names, **style
+        )
+        return side_by_side(panels)
+
+    def _figures(self, image: np.ndarray):
+        """Name and figure of what else was asked for."""
+        if any(name in OF_ISDA for name in self.drawings):
+            yield from self._figures_of_isda(image)
+        if any(name in OF_ISTR for name in self.drawings):
+            yield from self._figures_of_istr(image)
+
+    def _figures_of_isda(self, image: np.ndarray):
+        trace, shown = trace_isda(self.predictor, image), brighten(image)
+        asked = self.args.query
+        query = trace.query_of() if asked in (None, "best") else asked
+        style = {"names": self.names, "threshold": self.args.confidence_threshold}
+        if "sampling" in self.drawings:
+            yield f"query{query}_sampling", sampling_figure(shown, trace, query, **style)
+        if "attention" in self.drawings:
+            yield f"query{query}_attention", attention_figure(trace, query)
+        if "features" in self.drawings:
+            yield f"query{query}_features", features_figure(shown, trace, query, **style)
+
+    def _figures_of_istr(self, image: np.ndarray):
+        trace, asked = trace_istr(self.predictor, image), self.args.query
+        if asked is None:
+            instances = confident(trace.instances, self.args.confidence_threshold)
+            queries = list(dict.fromkeys(instances.queries.tolist()))
+            name = "steps"
+        else:
+            queries = [trace.query_of() if asked == "best" else asked]
+            name = f"query{queries[0]}_steps"
+        yield name, steps_figure(brighten(image), trace, queries, names=self.names)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        if args.module:
+            sys.path.insert(0, "")  # the working directory, where such a module lies
+            importlib.import_module(args.module)
+        cfg = read_config(args)
+        records = chosen_records(args, cfg)
+        pictures = Pictures(Predictor(cfg), args)
+        for record in records:
+            for path in pictures.write(record):
+                print(path)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
