@@ -1,16 +1,15 @@
 """Time and memory of calls, on machines that others use too."""
 
-import ctypes
-import gc
 import math
-import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from benchmarking.memory import peak_beyond
+from benchmarking.timing import collection_paused, in_turn
 
 __all__ = ["Stopwatch", "peak_memory"]
 
@@ -64,13 +63,8 @@ class Stopwatch:
         self, calls: dict[str, Call], rounds: int, threads: int
     ) -> tuple[dict[str, list[float]], int]:
         """Seconds of every call, per round that counts, and how many were calm."""
-        collecting = gc.isenabled()
-        gc.disable()  # Python's pauses are nobody's time
-        try:
+        with collection_paused():
             return self._in_rounds(calls, rounds, threads)
-        finally:
-            if collecting:
-                gc.enable()
 
     def _in_rounds(
         self, calls: dict[str, Call], rounds: int, threads: int
@@ -81,7 +75,8 @@ class Stopwatch:
         calm, every = [], []
         while len(calm) < rounds and len(every) < 2 * rounds:
             quiet = self._wait(threads)
-            every.append({name: self._seconds(calls[name]) for name in _order(calls, len(every))})
+            order = in_turn(list(calls), len(every))
+            every.append({name: self._seconds(calls[name]) for name in order})
             if quiet and (not self.probing or self._lost(threads) <= self.calm):
                 calm.append(every[-1])
         counted = calm if len(calm) >= min(rounds, _FEWEST_CALM) else every
@@ -143,35 +138,10 @@ class Stopwatch:
         return lost <= self.calm
 
 
-def _order(calls: dict[str, Call], number: int) -> list[str]:
-    names = list(calls)
-    shift = number % len(names)
-    turned = names[shift:] + names[:shift]
-    return turned if number % 2 == 0 else turned[::-1]
-
-
 def peak_memory(call: Call, device: str) -> int | None:
     """Bytes that a call needs at most beyond what is allocated, results included.
 
     None where it cannot be told: on CPUs it takes Linux, which counts pages.
     """
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not (reset.exists() and hasattr(ctypes.CDLL(None), "malloc_trim")):
-        return None
-    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, so that using it again counts
-    reset.write_text("5")  # the peak starts anew
-    before = _kilobytes(status, "VmRSS")
-    call()
-    return 1024 * (_kilobytes(status, "VmHWM") - before)
-
-
-def _kilobytes(status: Path, field: str) -> int:
-    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text()).group(1))
+    return peak_beyond(call, torch.device(device))

@@ -30,12 +30,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_PROC_BIND", "close")  # before PyTorch: no two threads on one core
 os.environ.setdefault("OMP_PLACES", "cores")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "projects")]
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "tools", "projects")]
 
 import torch  # noqa: E402
 from contenders import Contender, by_name  # noqa: E402
 from measuring import Stopwatch, peak_memory  # noqa: E402
-from report import Row, machine, print_header, print_row, write  # noqa: E402
+from results import Row, machine, print_header, print_row, write  # noqa: E402
 from workloads import OFFSETS, Workload, parse_levels  # noqa: E402
 
 PASSES = ("forward", "forward+backward")

@@ -13,34 +13,33 @@ exactly one training step. Images and masks are synthetic; no weights are loaded
 
 import argparse
 import copy
-import ctypes
 import dataclasses
-import datetime
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import detectron2
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Instances
-from torch import Tensor, nn
+from detectron2.config import CfgNode
+from torch import Tensor
 
-from isda import add_isda_config, add_istr_config
-from isda.engine.setup import node_with_classes
-from isda.training.optimizer import build_gradient_clipper, build_optimizer
+from benchmarking.environment import describe_environment
+from benchmarking.memory import memory_is_measurable, peak_memory, reset_peak_memory
+from benchmarking.workload import (
+    ROOT,
+    Training,
+    build_training,
+    load_config,
+    num_classes,
+    synthetic_inputs,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 CRITERION_PARTS = ("targets", "matching", "loss", "loss_backward")
 PARTS = ("forward", *CRITERION_PARTS, "backward", "optimizer")
-CLASSES_OF_COCO = 80
 MEGABYTE = 2**20
 
 
@@ -71,80 +70,13 @@ class Meter:
             torch.cuda.synchronize(self.device)
 
 
-def memory_is_measurable(device: torch.device) -> bool:
-    """CUDA counts for itself; on a CPU the kernel does, where it is Linux and lets us reset."""
-    if device.type == "cuda":
-        return True
-    try:
-        reset_peak_memory(device)
-    except OSError:
-        return False
-    return True
-
-
-def reset_peak_memory(device: torch.device) -> int:
-    """Forget the peak so far; return the bytes in use now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)  # what is freed must not hide what is needed next
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident("VmRSS")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use since the last reset: allocated by PyTorch, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _resident("VmHWM")
-
-
-def _resident(entry: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{entry}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {entry}")
-
-
-def synthetic_inputs(
-    batch: int, height: int, width: int, num_instances: int, num_classes: int
-) -> list[dict]:
-    """Noise with overlapping ellipses of 3 to 30 % of the image's sides."""
-    generator = torch.Generator().manual_seed(0)
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    inputs = []
-    for _ in range(batch):
-        masks = torch.zeros(num_instances, height, width, dtype=torch.bool)
-        for mask, (y, x, h, w) in zip(masks, torch.rand(num_instances, 4, generator=generator)):
-            radii = (0.03 + 0.27 * torch.stack([h, w])) * torch.tensor([height, width]) / 2
-            distance = ((rows - y * height) / radii[0]) ** 2 + (
-                (columns - x * width) / radii[1]
-            ) ** 2
-            torch.le(distance, 1, out=mask)
-        instances = Instances((height, width))
-        instances.gt_masks = BitMasks(masks)
-        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        instances.gt_classes = torch.randint(num_classes, (num_instances,), generator=generator)
-        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
-        inputs.append({"image": image, "instances": instances})
-    return inputs
-
-
-@dataclass
-class TrainingStep:
+class TrainingStep(Training):
     """One step of the recipe, part by part."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    clip: Callable
-    autocast_dtype: torch.dtype | None
 
     def __call__(self, inputs: list[dict], meter: Meter) -> dict[str, Tensor]:
         """The losses; gradients stay in the parameters until the next step."""
         self.optimizer.zero_grad()
-        with meter("forward"), self._autocast():
+        with meter("forward"), self.autocast():
             predictions = self.model.predict(self.model.preprocess(inputs))
         leaves = cut(predictions)
         losses = self._criterion(leaves, inputs, meter)
@@ -153,8 +85,7 @@ class TrainingStep:
                 tensors_of(predictions), [leaf.grad for leaf in tensors_of(leaves)]
             )
         with meter("optimizer"):
-            self.clip(p for p in self.model.parameters() if p.requires_grad)
-            self.optimizer.step()
+            self.update()
         return losses
 
     def _criterion(self, leaves: list, inputs: list[dict], meter: Meter) -> dict[str, Tensor]:
@@ -172,10 +103,6 @@ class TrainingStep:
             sum(losses.values()).backward()
         return losses
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(self.model.device.type, self.autocast_dtype, enabled=enabled)
-
 
 def cut(predictions: list) -> list:
     """The same predictions as leaves of a graph of their own; what layers share stays shared."""
@@ -192,32 +119,8 @@ def tensors_of(predictions: list) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
-def load_config(path: str, overrides: list[str]) -> CfgNode:
-    cfg = get_cfg()
-    add_isda_config(cfg)
-    add_istr_config(cfg)
-    cfg.merge_from_file(path)
-    cfg.merge_from_list(overrides)
-    cfg.MODEL.WEIGHTS = ""
-    node = cfg.MODEL[node_with_classes(cfg)]
-    node.NUM_CLASSES = node.NUM_CLASSES or CLASSES_OF_COCO
-    return cfg
-
-
 def build_step(cfg: CfgNode) -> TrainingStep:
-    torch.manual_seed(0)
-    model = build_model(cfg).train()
-    clipping, amp = cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.AMP
-    return TrainingStep(
-        model,
-        build_optimizer(cfg, model),
-        build_gradient_clipper(
-            clipping.CLIP_TYPE if clipping.ENABLED else None,
-            clipping.CLIP_VALUE,
-            clipping.NORM_TYPE,
-        ),
-        getattr(torch, amp.DTYPE) if amp.ENABLED else None,
-    )
+    return TrainingStep(**vars(build_training(cfg)))
 
 
 def measure(step: TrainingStep, inputs: list[dict], repeats: int) -> dict:
@@ -249,24 +152,6 @@ def _memory(meter: Meter) -> dict[str, float | None]:
         "criterion_peak_mb": criterion / MEGABYTE,
         "step_peak_mb": max(meter.peak_bytes.values()) / MEGABYTE,
     }
-
-
-def describe_environment(device: torch.device) -> dict:
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "detectron2": detectron2.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def markdown(report: dict) -> str:
@@ -324,8 +209,7 @@ def main(arguments: list[str] | None = None) -> dict:
         "rows": [],
     }
     for count in args.instances:
-        num_classes = cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES
-        inputs = synthetic_inputs(args.batch, args.height, args.width, count, num_classes)
+        inputs = synthetic_inputs(args.batch, args.height, args.width, count, num_classes(cfg))
         if not report["rows"]:
             step(inputs, Meter(step.model.device, with_memory=False))  # makes AdamW's moments
         report["rows"].append(measure(step, inputs, args.repeats))

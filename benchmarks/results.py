@@ -11,6 +11,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarking.environment import processor_name
+from benchmarking.timing import quartiles_of_ratios
+
 __all__ = ["Row", "machine", "print_header", "print_row", "write"]
 
 logger = logging.getLogger("msda")
@@ -45,11 +48,7 @@ class Row:
         """Median and quartiles of how many times faster than the reference it is."""
         if reference not in self.references:
             return None
-        pairs = zip(self.references[reference], self.seconds, strict=True)
-        ratios = [theirs / mine for theirs, mine in pairs]
-        if len(ratios) == 1:
-            return ratios[0], ratios[0], ratios[0]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        low, middle, high = quartiles_of_ratios(self.references[reference], self.seconds)
         return middle, low, high
 
     def cells(self) -> list[str]:
@@ -78,7 +77,7 @@ def machine(device: str) -> dict:
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -87,15 +86,6 @@ def machine(device: str) -> dict:
         about |= {"gpu": properties.name, "cuda": torch.version.cuda,
                   "capability": f"{properties.major}.{properties.minor}"}  # fmt: skip
     return about
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def print_header() -> None:

@@ -1,0 +1,179 @@
+"""Models of config files, without weights, and synthetic images for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+from torch import nn
+
+from isda.engine.setup import load_config as read_config
+from isda.engine.setup import node_with_classes
+from isda.meta_arch import ISTR
+from isda.training.optimizer import build_gradient_clipper, build_optimizer
+
+__all__ = [
+    "ROOT",
+    "Training",
+    "build_for_inference",
+    "build_training",
+    "config_path",
+    "load_config",
+    "num_classes",
+    "synthetic_inputs",
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+DETECTRON2_CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
+CLASSES_OF_COCO = 80
+_SMALLEST, _RANGE = 0.03, 0.27  # of instances, in shares of the image's sides
+
+
+def config_path(name: str) -> Path:
+    """The file of a path, of a name below ``configs/``, or of one in Detectron2's model zoo.
+
+    Where both have a name, ours is meant; ``detectron2/NAME`` means theirs.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    candidates = [Path(name)]
+    for folder in (CONFIGS, DETECTRON2_CONFIGS):
+        candidates += [folder / name, folder / f"{name}.yaml"]
+    if name.startswith("detectron2/"):
+        theirs = DETECTRON2_CONFIGS / name.removeprefix("detectron2/")
+        candidates += [theirs, theirs.with_name(f"{theirs.name}.yaml")]
+    for path in candidates:
+        if path.is_file() and path.suffix == ".yaml":
+            return path
+    raise FileNotFoundError(
+        f"no config {name}: give a YAML file, a name below configs/ such as "
+        "COCO-InstanceSegmentation/isda_R_50_42ep, or one of Detectron2's model zoo such as "
+        "detectron2/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
+    )
+
+
+def load_config(name: str, overrides: list[str]) -> CfgNode:
+    """A config without weights, and with COCO's number of classes where the data decide it.
+
+    Args:
+        name: see :func:`config_path`.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ConfigError: a key or a value is wrong.
+    """
+    path = config_path(name)
+    if path.is_relative_to(DETECTRON2_CONFIGS):
+        cfg = read_config()
+        cfg.merge_from_file(str(path))  # some of theirs compute values, which ours must not
+        cfg.merge_from_list(overrides)
+    else:
+        cfg = read_config(str(path), overrides)
+    cfg.MODEL.WEIGHTS = ""
+    node = cfg.MODEL[_node(cfg)]
+    node.NUM_CLASSES = node.NUM_CLASSES or CLASSES_OF_COCO
+    return cfg
+
+
+def num_classes(cfg: CfgNode) -> int:
+    """Of the model's instances."""
+    return cfg.MODEL[_node(cfg)].NUM_CLASSES
+
+
+def _node(cfg: CfgNode) -> str:
+    theirs = {"RetinaNet": "RETINANET", "PanopticFPN": "ROI_HEADS"}
+    return theirs.get(cfg.MODEL.META_ARCHITECTURE) or node_with_classes(cfg)
+
+
+def build_for_inference(cfg: CfgNode) -> nn.Module:
+    """The model, which returns as many instances as it is allowed to, as far as that can be had.
+
+    Untrained, scores would fall below the thresholds of Detectron2's models, and ISTR's boxes would
+    leave the image: there would be nothing left to do.
+    """
+    cfg = cfg.clone()
+    for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
+        node.SCORE_THRESH_TEST = 0.0
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    if isinstance(model, ISTR):
+        _spread_boxes(model)
+    return model
+
+
+@torch.no_grad()
+def _spread_boxes(model: ISTR) -> None:
+    """Boxes all over the image, as large as the ellipses, which no step moves."""
+    boxes = model.queries.boxes.weight  # centre and size, in shares of the image
+    boxes[:, :2] = 0.2 + 0.6 * torch.rand(len(boxes), 2, device=boxes.device)
+    boxes[:, 2:] = _SMALLEST + _RANGE * torch.rand(len(boxes), 2, device=boxes.device)
+    for step in model.refinement.steps:
+        nn.init.zeros_(step.deltas.weight)
+        nn.init.zeros_(step.deltas.bias)
+
+
+@dataclass
+class Training:
+    """A model and what the recipe of its config does in a step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    clip: Callable
+    autocast_dtype: torch.dtype | None
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as in ``SOLVER.AMP``."""
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.model.device.type, self.autocast_dtype, enabled=enabled)
+
+    def update(self) -> None:
+        """Clip the gradients and let the optimiser step."""
+        self.clip(p for p in self.model.parameters() if p.requires_grad)
+        self.optimizer.step()
+
+
+def build_training(cfg: CfgNode) -> Training:
+    """Model, optimiser, clipping and precision of a config."""
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    clipping, amp = cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.AMP
+    return Training(
+        model,
+        build_optimizer(cfg, model),
+        build_gradient_clipper(
+            clipping.CLIP_TYPE if clipping.ENABLED else None,
+            clipping.CLIP_VALUE,
+            clipping.NORM_TYPE,
+        ),
+        getattr(torch, amp.DTYPE) if amp.ENABLED else None,
+    )
+
+
+def synthetic_inputs(
+    batch: int, height: int, width: int, num_instances: int, num_classes: int
+) -> list[dict]:
+    """Noise with overlapping ellipses of 3 to 30 % of the image's sides."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    inputs = []
+    for _ in range(batch):
+        masks = torch.zeros(num_instances, height, width, dtype=torch.bool)
+        for mask, (y, x, h, w) in zip(masks, torch.rand(num_instances, 4, generator=generator)):
+            radii = (_SMALLEST + _RANGE * torch.stack([h, w])) * torch.tensor([height, width]) / 2
+            distance = ((rows - y * height) / radii[0]) ** 2 + (
+                (columns - x * width) / radii[1]
+            ) ** 2
+            torch.le(distance, 1, out=mask)
+        instances = Instances((height, width))
+        instances.gt_masks = BitMasks(masks)
+        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        instances.gt_classes = torch.randint(num_classes, (num_instances,), generator=generator)
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        inputs.append({"image": image, "instances": instances})
+    return inputs
