@@ -10,6 +10,7 @@ from isda import add_isda_config, add_istr_config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *("README.md", "demo/README.md", "tools/README.md"),
+    "docs/BENCHMARK.md",
     *("docs/CONFIG.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md", "docs/MASK_EMBEDDING.md"),
     *("docs/MODEL_ZOO.md", "docs/OP.md"),
 ]

@@ -1,0 +1,325 @@
+#!/usr/bin/env python
+"""Size, speed and memory of models side by side, and where their time goes.
+
+Any config: a file, a name below configs/, or one of Detectron2's model zoo. The models see the same
+synthetic images, in rounds in which they take turns, so that a change of the machine's mood meets
+all of them; ratios are to the first model, taken round by round. No weights are loaded.
+
+    python tools/benchmark.py \\
+        --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x \\
+        --config-file COCO-InstanceSegmentation/isda_R_50_42ep \\
+        --config-file COCO-InstanceSegmentation/istr_R_50_FPN_3x --output output/benchmark
+    python tools/benchmark.py --config-file shapes/isda_tiny --config-file shapes/istr_tiny \\
+        --size 128 128 --ap isda_tiny=output/isda --ap istr_tiny=output/istr
+
+docs/BENCHMARK.md explains the columns and shows results.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from benchmarking.components import InferenceTimer, TrainingTimer, tensor_bytes
+from benchmarking.counting import count_flops, count_parameters
+from benchmarking.environment import describe_environment
+from benchmarking.memory import peak_beyond
+from benchmarking.tables import markdown, plot_ap_over_latency, plot_components
+from benchmarking.timing import Timeline, in_rounds, percentile_95, quartiles_of_ratios
+from benchmarking.workload import (
+    build_for_inference,
+    build_training,
+    config_path,
+    load_config,
+    num_classes,
+    synthetic_inputs,
+)
+from isda.engine.setup import ConfigError
+from isda.visualization import read_metrics
+
+TASKS = ("size", "latency", "throughput", "training")
+AP_KEY = "segm/AP"
+SETTINGS = (
+    *("tasks", "size", "train_size", "batch", "train_batch", "instances", "rounds", "floor"),
+    *("cpu_time", "opts"),
+)
+
+Calls = Mapping[str, Callable[[], dict[str, float]]]
+
+
+class BenchmarkError(Exception):
+    """What was asked for cannot be measured; the message is meant for the user."""
+
+
+def load_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
+    """Per model's name, in the order of the command line.
+
+    Raises:
+        BenchmarkError: two models have one name.
+    """
+    names = args.names or [config_path(name).stem for name in args.config_file]
+    if len(set(names)) < len(names):
+        names = [name.removesuffix(".yaml") for name in args.config_file]
+    if len(set(names)) < len(names):
+        raise BenchmarkError("several models have one name: --names gives each its own")
+    overrides = ["MODEL.DEVICE", args.device, *args.opts]
+    return {n: load_config(file, overrides) for n, file in zip(names, args.config_file)}
+
+
+def measure_size(model: nn.Module, size: tuple[int, int]) -> dict:
+    """Parameters and multiply-adds."""
+    parameters = count_parameters(model)
+    flops, uncounted = count_flops(model, synthetic_inputs(1, *size, 0, 1))
+    return {
+        "parameters": {"total": sum(parameters.values()), "components": parameters},
+        "flops": {"total": sum(flops.values()), "components": flops, "uncounted": uncounted},
+    }
+
+
+def measure_inference(
+    models: Mapping[str, nn.Module], batch: int, args: argparse.Namespace
+) -> dict[str, dict]:
+    """Seconds of calls with ``batch`` images, per model."""
+    height, width = args.size
+    inputs = [
+        {"image": x["image"], "height": height, "width": width}
+        for x in synthetic_inputs(batch, height, width, 0, 1)
+    ]
+    timers = {name: InferenceTimer(m, timeline(m, args), inputs) for name, m in models.items()}
+    peaks = {}
+    for name, timer in timers.items():
+        timer()
+        peaks[name] = with_own(peak_beyond(timer, timer.timeline.device), models[name])
+    results = timed(timers, f"inference, batch {batch}", args)
+    for name, result in results.items():
+        result |= {"batch": batch, "instances": timers[name].instances}
+        result |= {"images_per_second": batch / result["median"], "peak_bytes": peaks[name]}
+        timers[name].remove()
+    return results
+
+
+def measure_training(cfgs: Mapping[str, CfgNode], args: argparse.Namespace) -> dict[str, dict]:
+    """Seconds of training steps, per model.
+
+    Raises:
+        BenchmarkError: a model learns from more than instances with masks.
+    """
+    timers, peaks = {}, {}
+    with EventStorage():  # where Detectron2's models note what they do
+        for name, cfg in cfgs.items():
+            inputs = synthetic_inputs(
+                args.train_batch, *args.train_size, args.instances, num_classes(cfg)
+            )
+            training = build_training(cfg)
+            timers[name] = TrainingTimer(training, timeline(training.model, args), inputs)
+            try:
+                extra = peak_beyond(timers[name], training.model.device)
+            except (AttributeError, KeyError) as error:
+                raise BenchmarkError(
+                    f"{name} cannot be trained on images with masks alone ({error}): leave "
+                    "training out, as in --tasks size latency throughput"
+                ) from error
+            peaks[name] = with_own(extra, training.model, training.optimizer)
+        results = timed(timers, "training", args)
+    for name, result in results.items():
+        result |= {"batch": args.train_batch, "instances": args.instances}
+        result["peak_bytes"] = peaks[name]
+    return results
+
+
+def timeline(model: nn.Module, args: argparse.Namespace) -> Timeline:
+    return Timeline(model.device, clock(args))
+
+
+def clock(args: argparse.Namespace) -> Callable[[], float]:
+    """Of the wall, or of the processor, which leaves out the turns of other programs."""
+    return time.process_time if args.cpu_time else time.perf_counter
+
+
+def with_own(
+    extra: int | None, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> int | None:
+    """A call's memory together with that of what is always there; None where it is unknown."""
+    return None if extra is None else extra + tensor_bytes(model, optimizer)
+
+
+def timed(calls: Calls, what: str, args: argparse.Namespace) -> dict[str, dict]:
+    """Rounds of the calls, summarised; what runs is shown on the terminal."""
+
+    def report(number: int, name: str) -> None:
+        print(f"{what}: round {number + 1} of {args.rounds}, {name}", file=sys.stderr)
+
+    rounds = in_rounds(calls, args.rounds, floor=args.floor, now=clock(args), report=report)
+    return summaries(rounds)
+
+
+def summaries(rounds: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> dict[str, dict]:
+    """Per model: median and 95th percentile of its calls, their parts, and ratios to the first.
+
+    Args:
+        rounds: per model and round the calls, each as seconds per part.
+    """
+    wholes = {
+        name: [[sum(parts.values()) for parts in calls] for calls in of_model]
+        for name, of_model in rounds.items()
+    }
+    medians = {name: [statistics.median(calls) for calls in w] for name, w in wholes.items()}
+    reference = next(iter(medians.values()))
+    results = {}
+    for name, of_model in rounds.items():
+        seconds = [whole for calls in wholes[name] for whole in calls]
+        median = statistics.median(seconds)
+        low, middle, high = quartiles_of_ratios(medians[name], reference)
+        results[name] = {
+            "median": median,
+            "p95": percentile_95(seconds),
+            "calls": len(seconds),
+            "rounds": wholes[name],
+            "ratio": {"low": low, "median": middle, "high": high},
+            "components": shares_of(median, [parts for calls in of_model for parts in calls]),
+        }
+    return results
+
+
+def shares_of(whole: float, calls: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """``whole`` divided as the calls' time is, all of them taken together."""
+    totals: Counter[str] = Counter()
+    for parts in calls:
+        totals.update(parts)
+    return {part: whole * seconds / totals.total() for part, seconds in totals.items()}
+
+
+def read_ap(text: str) -> float:
+    """Mask AP: a number, or that of the last evaluation in a training's ``metrics.json``.
+
+    Raises:
+        BenchmarkError: no evaluation is recorded there.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        path = Path(text)
+    path = path / "metrics.json" if path.is_dir() else path
+    found = [record[AP_KEY] for record in read_metrics(path) if AP_KEY in record]
+    if not found:
+        raise BenchmarkError(f"{path} records no {AP_KEY}: has the training evaluated yet?")
+    return found[-1]
+
+
+def read_aps(pairs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """Mask AP per model.
+
+    Raises:
+        BenchmarkError: a pair is not NAME=RESULT, or names none of the models.
+    """
+    aps = {}
+    for pair in pairs:
+        name, _, result = pair.partition("=")
+        if name not in names or not result:
+            raise BenchmarkError(
+                f"--ap {pair}: must be NAME=RESULT, with one of the names {', '.join(names)}"
+            )
+        aps[name] = read_ap(result)
+    return aps
+
+
+def benchmark(args: argparse.Namespace) -> dict:
+    """Everything that was asked for, as it is written to ``benchmark.json``."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfgs = load_configs(args)
+    rows = {name: {"name": name, "config": c} for name, c in zip(cfgs, args.config_file)}
+    for name, ap in read_aps(args.ap, list(cfgs)).items():
+        rows[name]["ap"] = ap
+    if set(args.tasks) & {"size", "latency", "throughput"}:
+        models = {name: build_for_inference(cfg) for name, cfg in cfgs.items()}
+        for name, model in models.items() if "size" in args.tasks else ():
+            rows[name] |= measure_size(model, args.size)
+        for task, batch in (("latency", 1), ("throughput", args.batch)):
+            results = measure_inference(models, batch, args) if task in args.tasks else {}
+            for name, result in results.items():
+                rows[name][task] = result
+        del models
+    if "training" in args.tasks:
+        for name, result in measure_training(cfgs, args).items():
+            rows[name]["training"] = result
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    environment = describe_environment(torch.device(args.device))
+    return {"environment": environment, **settings, "rows": list(rows.values())}
+
+
+def write(report: Mapping, output: Path) -> None:
+    """``benchmark.json``, ``benchmark.md`` and pictures of what was measured."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "benchmark.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "benchmark.md").write_text(markdown(report))
+    rows = report["rows"]
+    if any("latency" in row or "training" in row for row in rows):
+        plot_components(rows, output / "components.png")
+    if any("latency" in row and "ap" in row for row in rows):
+        plot_ap_over_latency(rows, output / "ap_over_latency.png")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    sizes = {"type": int, "nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
+    add("--config-file", action="append", required=True, help="once per model; first: reference")
+    add("--names", nargs="+", help="one per config (default: the file's name)")
+    add("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
+    add("--size", **sizes, default=[800, 1333], help="of the images at inference")
+    add("--train-size", **sizes, help="of those in training (default: the same)")
+    add("--batch", type=int, default=4, help="images per call for the throughput")
+    add("--train-batch", type=int, default=1, help="images per training step")
+    add("--instances", type=int, default=7, help="of a training image; COCO's mean is 7")
+    add("--rounds", type=int, default=5, help="in which every model has its turn")
+    add("--floor", type=float, default=0.5, help="seconds that a turn fills with calls")
+    add("--threads", type=int, default=0, help="of PyTorch (default: as it chooses)")
+    add("--cpu-time", action="store_true", help="for busy machines: the processor's time, 1 thread")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--ap", action="append", default=[], metavar="NAME=RESULT", help="AP or metrics.json")
+    add("--output", type=Path, help="folder for JSON, Markdown and pictures")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, for all configs")
+    args = parser.parse_args(arguments)
+    for name in ("rounds", "batch", "train_batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    if args.names and len(args.names) != len(args.config_file):
+        parser.error(
+            f"--names wants {len(args.config_file)} names, one per config, got {len(args.names)}"
+        )
+    if args.cpu_time and (args.device != "cpu" or args.threads != 1):
+        parser.error("--cpu-time adds threads up: it is for --device cpu and --threads 1")
+    args.train_size = args.train_size or args.size
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    try:
+        report = benchmark(args)
+    except (BenchmarkError, ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(markdown(report))
+    if args.output:
+        write(report, args.output)
+        print(f"wrote {args.output}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
