@@ -6,6 +6,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from matplotlib.figure import Figure
 
 import plot_metrics
 from isda.visualization import (
@@ -19,6 +20,7 @@ from isda.visualization import (
     plot_curves,
     read_metrics,
     side_by_side,
+    training_minutes,
     write_image,
 )
 
@@ -238,6 +240,32 @@ def test_curves_without_any_value_are_refused(tmp_path):
         plot_curves({"one": []}, tmp_path / "one.png", metrics="abcde")
 
 
+STEPS = [  # 20 steps of 3 s, an evaluation, 10 of 6 s, an evaluation
+    {"iteration": 19, "time": 3.0, "total_loss": 4.0},
+    {"iteration": 24, "segm/AP": 5.0},
+    {"iteration": 29, "time": 6.0, "total_loss": 3.0},
+    {"iteration": 30, "segm/AP": 9.0},
+]
+
+
+def test_minutes_are_those_of_training_steps():
+    assert training_minutes(STEPS) == pytest.approx([1.0, 1.5, 2.0, 2.0])
+    with pytest.raises(ValueError, match="no record states the time"):
+        training_minutes(STEPS[1:2])
+
+
+def test_curves_over_time(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plot_curves({"one": STEPS}, tmp_path / "one.png", metrics=["segm/AP"], over="time")
+    left, right = drawn[0].axes
+    assert left.lines[0].get_xdata().tolist() == pytest.approx([1.0, 2.0])
+    assert right.lines[0].get_xdata().tolist() == pytest.approx([1.5, 2.0])
+    assert right.get_xlabel() == "minutes of training" and right.get_xlim()[0] == 0
+    with pytest.raises(ValueError, match="over iteration or time, got 'epochs'"):
+        plot_curves({"one": STEPS}, tmp_path / "one.png", over="epochs")
+
+
 def test_plot_metrics_reads_folders_and_files(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -246,6 +274,8 @@ def test_plot_metrics_reads_folders_and_files(tmp_path, capsys):
     runs = [str(tmp_path / "a"), str(tmp_path / "b" / "metrics.json")]
     assert plot_metrics.main([*runs, "--output", str(output)]) == 0
     assert has_color(output, "ff7f0e")
+    assert plot_metrics.main([*runs, "--output", str(output), "--over", "time"]) == 1
+    assert "error: no record states the time of a step" in capsys.readouterr().err
     assert plot_metrics.main([str(tmp_path / "c")]) == 1
     assert "error: no metrics at" in capsys.readouterr().err
     with pytest.raises(SystemExit):

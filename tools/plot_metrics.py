@@ -1,6 +1,6 @@
-"""Draws loss and AP over the iterations of one or more trainings.
+"""Draws loss and AP of one or more trainings, over their iterations or their time.
 
-python tools/plot_metrics.py output/run_a output/run_b --output curves.png
+python tools/plot_metrics.py output/run_a output/run_b --over time --output curves.png
 """
 
 import argparse
@@ -20,6 +20,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loss", default="total_loss", help="key of the left curve")
     parser.add_argument(
         "--metrics", nargs="+", default=["segm/AP", "bbox/AP"], help="keys of the right curves"
+    )
+    parser.add_argument(
+        "--over",
+        choices=("iteration", "time"),
+        default="iteration",
+        help="time: minutes in training steps, without evaluations",
     )
     args = parser.parse_args(arguments)
     if args.names and len(args.names) != len(args.runs):
@@ -41,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         names = [str(file.parent) for file in files]
     try:
         runs = {name: read_metrics(file) for name, file in zip(names, files)}
-        plot_curves(runs, args.output, loss=args.loss, metrics=args.metrics)
+        plot_curves(runs, args.output, loss=args.loss, metrics=args.metrics, over=args.over)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -31,6 +31,7 @@ __all__ = [
     "plot_curves",
     "read_metrics",
     "side_by_side",
+    "training_minutes",
     "write_image",
 ]
 
@@ -294,10 +295,33 @@ def _parse_record(line: str) -> dict | None:
     return record if isinstance(record, dict) and "iteration" in record else None
 
 
-def _series(records: Sequence[Mapping], key: str) -> tuple[list[int], list[float]]:
-    """Iterations and values of the records that have ``key``."""
-    pairs = [(record["iteration"], record[key]) for record in records if key in record]
-    return [iteration for iteration, _ in pairs], [value for _, value in pairs]
+def training_minutes(records: Sequence[Mapping]) -> list[float]:
+    """Minutes in training steps up to each record; evaluations and interruptions are left out.
+
+    A record of losses states the seconds of a step (``time``), which count for all steps since the
+    one before; other records lie between two of these.
+
+    Raises:
+        ValueError: no record states the time of a step.
+    """
+    iterations, minutes = [-1], [0.0]
+    for record in records:
+        if "time" in record:
+            steps = record["iteration"] - iterations[-1]
+            iterations.append(record["iteration"])
+            minutes.append(minutes[-1] + steps * record["time"] / 60)
+    if len(iterations) == 1:
+        raise ValueError("no record states the time of a step")
+    return np.interp([record["iteration"] for record in records], iterations, minutes).tolist()
+
+
+def _series(
+    records: Sequence[Mapping], positions: Sequence[float], key: str
+) -> tuple[list[float], list[float]]:
+    """Positions and values of the records that have ``key``."""
+    paired = zip(positions, records, strict=True)
+    pairs = [(x, record[key]) for x, record in paired if key in record]
+    return [x for x, _ in pairs], [value for _, value in pairs]
 
 
 def plot_curves(
@@ -306,6 +330,7 @@ def plot_curves(
     *,
     loss: str = "total_loss",
     metrics: Sequence[str] = ("segm/AP", "bbox/AP"),
+    over: str = "iteration",
 ) -> None:
     """Writes one picture: the loss on the left, AP on the right, a color per run.
 
@@ -315,26 +340,35 @@ def plot_curves(
         loss: key of the left curve. Losses of different models have different terms, so only
             their course is comparable, not their values.
         metrics: keys of the right curves, told apart by line style.
+        over: "iteration", or "time" for :func:`training_minutes`.
 
     Raises:
-        ValueError: no run has any of the keys, or there are more than four metrics.
+        ValueError: no run has any of the keys, or there are more than four metrics, or ``over`` is
+            neither.
     """
     from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
 
     styles = ("-", "--", ":", "-.")
     if len(metrics) > len(styles):
         raise ValueError(f"at most {len(styles)} metrics fit into a picture, got {len(metrics)}")
+    if over not in ("iteration", "time"):
+        raise ValueError(f"curves are drawn over iteration or time, got {over!r}")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, (name, records) in enumerate(runs.items()):
-        _plot(left, records, loss, name, f"C{index % 10}", "-")
+        positions = _positions(records, over)
+        _plot(left, *_series(records, positions, loss), name, f"C{index % 10}", "-")
         for key, style in zip(metrics, styles):
-            _plot(right, records, key, f"{name} {key}", f"C{index % 10}", style, marker="o")
+            series = _series(records, positions, key)
+            _plot(right, *series, f"{name} {key}", f"C{index % 10}", style, marker="o")
     if not left.lines and not right.lines:
         raise ValueError(f"none of {', '.join((loss, *metrics))} is recorded in {', '.join(runs)}")
-    left.set(xlabel="iteration", ylabel=loss, yscale="log")
-    right.set(xlabel="iteration", ylabel="AP", ylim=(0, None))
+    label = "minutes of training" if over == "time" else over
+    left.set(xlabel=label, ylabel=loss, yscale="log")
+    right.set(xlabel=label, ylabel="AP", ylim=(0, None))
     for axes in (left, right):
+        if over == "time":
+            axes.set_xlim(0, None)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
@@ -342,8 +376,13 @@ def plot_curves(
     figure.savefig(path, dpi=120)
 
 
-def _plot(axes, records, key: str, label: str, color: str, style: str, marker: str = "") -> None:
-    iterations, values = _series(records, key)
-    if iterations:
-        marker = "o" if len(iterations) == 1 else marker  # a line needs two points to be seen
-        axes.plot(iterations, values, style, color=color, label=label, marker=marker, markersize=3)
+def _positions(records: Sequence[Mapping], over: str) -> list[float]:
+    if over == "time" and records:
+        return training_minutes(records)
+    return [record["iteration"] for record in records]
+
+
+def _plot(axes, positions, values, label: str, color: str, style: str, marker: str = "") -> None:
+    if positions:
+        marker = "o" if len(positions) == 1 else marker  # a line needs two points to be seen
+        axes.plot(positions, values, style, color=color, label=label, marker=marker, markersize=3)
