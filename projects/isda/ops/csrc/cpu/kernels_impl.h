@@ -269,7 +269,7 @@ ISDA_INLINE void fetch(const T* row, int64_t length) {
     __builtin_prefetch(bytes + i, kWritten);
   }
 }
-constexpr int64_t kQueriesAhead = 8, kTokensAhead = 16;
+constexpr int64_t kQueriesAhead = 8, kTokensAhead = 16, kSamplesAhead = 4;
 
 // What a thread needs for the output of queries.
 template <typename E, bool kPacked>
@@ -487,7 +487,12 @@ struct Backward {
     const C* weights = static_cast<const C*>(problem.weights) + at;
     sampler.template place<false>(static_cast<const C*>(problem.locations) + 2 * at, weights);
     gradient.read(static_cast<const Stored*>(problem.grad_output) + bag * problem.channels);
-    for (int64_t i = 0; i < sampler.samples; ++i) visit_sample(table, grad_table, stride, i);
+    for (int64_t i = 0; i < sampler.samples; ++i) {
+      if (!kPacked && i + kSamplesAhead < sampler.samples) {
+        fetch_sample(table, grad_table, stride, i + kSamplesAhead);
+      }
+      visit_sample(table, grad_table, stride, i);
+    }
     if (!kGeometry) return;
     differentiate(
         sampler, weights, static_cast<C*>(problem.grad_locations) + 2 * at,
@@ -506,6 +511,20 @@ struct Backward {
   }
 
  private:
+  ISDA_INLINE void fetch_sample(
+      const Stored* table, C* grad_table, int64_t stride, int64_t sample) {
+    const Stored* cells[4];
+    C* grad_cells[4];
+    if (kGeometry) {
+      sampler.corners(sample, table, stride, const_cast<const Stored*>(nowhere.get()), cells);
+      for (const Stored* cell : cells) fetch<false>(cell, problem.channels);
+    }
+    if (kValue) {
+      sampler.corners(sample, grad_table, stride, grad_nowhere.get(), grad_cells);
+      for (const C* cell : grad_cells) fetch<true>(cell, problem.channels);
+    }
+  }
+
   ISDA_INLINE void visit_sample(
       const Stored* table, C* grad_table, int64_t stride, int64_t sample) {
     const Stored* cells[4] = {};
@@ -571,19 +590,23 @@ struct Share {
   const int64_t image, head, first, last;
 };
 
+// Heads that follow each other, of one image.
 template <typename E, int kVectors, bool kValue, bool kGeometry>
-void backward_share(const Problem& problem, const Share& share) {
+void backward_heads(const Problem& problem, const Share& share, int64_t heads) {
   using Stored = typename E::Stored;
   using C = typename E::Computed;
-  const int64_t stride = problem.heads * problem.channels;
-  const int64_t origin = share.image * problem.tokens * stride + share.head * problem.channels;
+  const int64_t channels = problem.channels, stride = problem.heads * channels;
+  const int64_t origin = share.image * problem.tokens * stride + share.head * channels;
   const Map<false> map(problem, share.first, share.last);
   Backward<E, kVectors, kValue, kGeometry, false> backward(problem, map);
   const auto* value = static_cast<const Stored*>(problem.value) + origin;
   C* grad_value = kValue ? static_cast<C*>(problem.grad_value) + origin : nullptr;
   for (int64_t query = 0; query < problem.queries; ++query) {
     const int64_t bag = (share.image * problem.queries + query) * problem.heads + share.head;
-    backward.query(value, grad_value, stride, bag);
+    for (int64_t head = 0; head < heads; ++head) {
+      C* grads = kValue ? grad_value + head * channels : nullptr;
+      backward.query(value + head * channels, grads, stride, bag + head);
+    }
   }
 }
 
@@ -614,8 +637,13 @@ void backward_share_repacked(
 template <typename E, int kVectors, bool kValue, bool kGeometry, bool kRepacked>
 void backward_shares(const Problem& problem, int64_t shares, int64_t begin, int64_t end) {
   if (!kRepacked) {
-    for (int64_t number = begin; number < end; ++number) {
-      backward_share<E, kVectors, kValue, kGeometry>(problem, Share(problem, shares, number));
+    // Query by query, as forward: what its heads read, and change, is on the same pages.
+    for (int64_t number = begin; number < end;) {
+      const Share share(problem, shares, number);
+      const int64_t left = end - number, of_image = problem.heads - share.head;
+      const int64_t heads = shares > 1 ? 1 : left < of_image ? left : of_image;
+      backward_heads<E, kVectors, kValue, kGeometry>(problem, share, heads);
+      number += heads;
     }
     return;
   }
