@@ -14,6 +14,7 @@ from torch import nn
 from isda.engine.setup import load_config as read_config
 from isda.engine.setup import node_with_classes
 from isda.meta_arch import ISTR
+from isda.model_zoo import get_config_file, is_known
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
 __all__ = [
@@ -28,29 +29,26 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 DETECTRON2_CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
 CLASSES_OF_COCO = 80
 _SMALLEST, _RANGE = 0.03, 0.27  # of instances, in shares of the image's sides
 
 
 def config_path(name: str) -> Path:
-    """The file of a path, of a name below ``configs/``, or of one in Detectron2's model zoo.
+    """The file of a path, of a name of our model zoo, or of one in Detectron2's.
 
     Where both have a name, ours is meant; ``detectron2/NAME`` means theirs.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    candidates = [Path(name)]
-    for folder in (CONFIGS, DETECTRON2_CONFIGS):
-        candidates += [folder / name, folder / f"{name}.yaml"]
-    if name.startswith("detectron2/"):
-        theirs = DETECTRON2_CONFIGS / name.removeprefix("detectron2/")
-        candidates += [theirs, theirs.with_name(f"{theirs.name}.yaml")]
-    for path in candidates:
-        if path.is_file() and path.suffix == ".yaml":
-            return path
+    if name.endswith(".yaml") and Path(name).is_file():
+        return Path(name)
+    if is_known(name):
+        return Path(get_config_file(name))
+    theirs = DETECTRON2_CONFIGS / f"{name.removeprefix('detectron2/').removesuffix('.yaml')}.yaml"
+    if theirs.is_file():
+        return theirs
     raise FileNotFoundError(
         f"no config {name}: give a YAML file, a name below configs/ such as "
         "COCO-InstanceSegmentation/isda_R_50_42ep, or one of Detectron2's model zoo such as "

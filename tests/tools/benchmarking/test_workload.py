@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarking.workload import (
-    CONFIGS,
     DETECTRON2_CONFIGS,
+    ROOT,
     config_path,
     load_config,
     num_classes,
@@ -20,7 +20,7 @@ def test_a_config_is_a_file_or_a_name_of_ours_or_of_detectron2(tmp_path):
     mine.write_text("VERSION: 2\n")
     assert config_path(str(mine)) == mine
     assert config_path(MASK_RCNN) == config_path(f"{MASK_RCNN}.yaml")
-    assert config_path(MASK_RCNN).is_relative_to(CONFIGS)
+    assert config_path(MASK_RCNN).is_relative_to(ROOT / "configs")
     theirs = config_path(f"detectron2/{MASK_RCNN}")
     assert theirs.is_file() and theirs.is_relative_to(DETECTRON2_CONFIGS)
     assert config_path("COCO-Detection/retinanet_R_50_FPN_1x").is_relative_to(DETECTRON2_CONFIGS)
