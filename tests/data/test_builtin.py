@@ -136,6 +136,16 @@ def test_nuclei_that_are_nowhere_are_told_where_they_belong(tmp_path, monkeypatc
     assert len(DatasetCatalog.get("nuclei_mini_val")) == 39
 
 
+def test_whole_nuclei_are_made_by_a_tool(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError) as error:
+        COCOEvaluator("nuclei_val", distributed=False)
+    assert f"$DETECTRON2_DATASETS/nuclei (DETECTRON2_DATASETS is {tmp_path})" in str(error.value)
+    assert "tools/make_nuclei.py makes it" in str(error.value)
+    (tmp_path / "nuclei").symlink_to(NUCLEI)
+    assert len(DatasetCatalog.get("nuclei_val")) == 39
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_nuclei_are_what_source_says(split):
     content = json.loads((NUCLEI / f"instances_{split}.json").read_text())

@@ -1,4 +1,4 @@
-"""Registers the embedded data sets with Detectron2: nuclei_mini and the generated shapes.
+"""Registers our data sets with Detectron2: nuclei, a part of them, and the generated shapes.
 
 COCO, LVIS and Cityscapes come with Detectron2's own registrations; datasets/README.md says where
 their files belong.
@@ -23,7 +23,13 @@ SHAPES = {
     # To be learnt by heart, so without the images that teach nothing.
     "shapes_tiny8_train": (8, ShapesParameters(seed=3, crowd_share=0, empty_share=0)),
 }
-NUCLEI = {"nuclei_mini_train": "instances_train.json", "nuclei_mini_val": "instances_val.json"}
+# name: (folder, annotations)
+NUCLEI = {
+    "nuclei_mini_train": ("nuclei_mini", "instances_train.json"),
+    "nuclei_mini_val": ("nuclei_mini", "instances_val.json"),
+    "nuclei_train": ("nuclei", "instances_train.json"),
+    "nuclei_val": ("nuclei", "instances_val.json"),
+}
 
 
 def datasets_root() -> Path:
@@ -65,17 +71,23 @@ def locate_nuclei(name: str) -> tuple[str, str]:
     Raises:
         DatasetError: neither ``$DETECTRON2_DATASETS`` nor the checkout has them.
     """
-    folders = [_CHECKOUT / "datasets" / "nuclei_mini"]
+    folder, annotations = NUCLEI[name]
+    folders = [_CHECKOUT / "datasets" / folder]
     root = os.environ.get("DETECTRON2_DATASETS")
     if root:
-        folders.insert(0, Path(root).expanduser() / "nuclei_mini")
-    for folder in folders:
-        if (folder / NUCLEI[name]).is_file():
-            return str(folder / NUCLEI[name]), str(folder / "images")
+        folders.insert(0, Path(root).expanduser() / folder)
+    for candidate in folders:
+        if (candidate / annotations).is_file():
+            return str(candidate / annotations), str(candidate / "images")
+    remedy = (
+        "it is part of the repository, so install the package from a clone in editable mode, or "
+        "copy datasets/nuclei_mini there"
+        if folder == "nuclei_mini"
+        else "tools/make_nuclei.py makes it, and its first lines say from what"
+    )
     raise DatasetError(
-        f"data set '{name}' is neither in {folders[-1]} nor in $DETECTRON2_DATASETS/nuclei_mini "
-        f"(DETECTRON2_DATASETS is {root or 'not set'}): it is part of the repository, so install "
-        "the package from a clone in editable mode, or copy datasets/nuclei_mini there"
+        f"data set '{name}' is neither in {folders[-1]} nor in $DETECTRON2_DATASETS/{folder} "
+        f"(DETECTRON2_DATASETS is {root or 'not set'}): {remedy}"
     )
 
 
