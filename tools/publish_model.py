@@ -110,14 +110,10 @@ def require_same_config(cfg: CfgNode, name: str) -> None:
         )
 
 
-def metrics_of(weights: Path) -> dict[str, float]:
-    """AP of the evaluation that belongs to a checkpoint; says so where there is none."""
+def records_of(weights: Path) -> list[dict]:
+    """``metrics.json`` of a checkpoint's training; none where there is no such file."""
     file = weights.parent / "metrics.json"
-    iteration = None if weights.name == "model_final.pth" else iteration_of(weights)
-    found = metrics_at(read_metrics(file), iteration) if file.is_file() else {}
-    if not found:
-        print(f"note: {file} has no AP of these weights, so the row has none")
-    return found
+    return read_metrics(file) if file.is_file() else []
 
 
 def iteration_of(weights: Path) -> int | None:
@@ -125,15 +121,33 @@ def iteration_of(weights: Path) -> int | None:
     return torch.load(weights, map_location="cpu", mmap=True, weights_only=True).get("iteration")
 
 
+def metrics_of(weights: Path) -> dict[str, float]:
+    """AP of the evaluation that belongs to a checkpoint; says so where there is none."""
+    iteration = None if weights.name == "model_final.pth" else iteration_of(weights)
+    found = metrics_at(records_of(weights), iteration)
+    if not found:
+        print(
+            f"note: there is no AP of {weights.name} in metrics.json beside it, so the row has none"
+        )
+    return found
+
+
 def training_of(weights: Path, args: argparse.Namespace, name: str) -> dict[str, str]:
     """What the row says of how the weights came about."""
-    iteration = iteration_of(weights)
-    parts = {
-        "command": args.command or f"python train_net.py --config-file configs/{name}.yaml",
-        "iterations": "" if iteration is None else str(iteration + 1),
-        "note": args.note,
-    }
+    command = args.command
+    if command is None and args.zoo is None:
+        command = f"python train_net.py --config-file configs/{name}.yaml"
+    parts = {"command": command, "iterations": steps_of(weights), "note": args.note}
     return {key: text for key, text in parts.items() if text}
+
+
+def steps_of(weights: Path) -> str | None:
+    """How many steps trained the weights, as far as the training's files tell."""
+    iteration = iteration_of(weights)
+    # The last evaluation counts one step more than there were.
+    steps = [record["iteration"] for record in records_of(weights) if "total_loss" in record]
+    known = [number + 1 for number in (iteration, max(steps, default=None)) if number is not None]
+    return str(min(known)) if known else None
 
 
 def write_config(cfg: CfgNode, path: Path) -> None:
@@ -164,7 +178,7 @@ def models_table() -> str:
 def how_trained(entry: ModelEntry) -> str:
     """One cell: the command, the number of steps, and what else is known."""
     command, steps = entry.training["command"], entry.training.get("iterations")
-    parts = [f"`{command}`", steps and f"{steps} steps", entry.training.get("note")]
+    parts = [f"`{command}`", steps and f"{int(steps):,} steps", entry.training.get("note")]
     return "; ".join(part for part in parts if part)
 
 

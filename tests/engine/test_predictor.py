@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Instances
 from PIL import Image
@@ -101,6 +102,7 @@ def test_a_prediction_is_instances_at_the_images_size(predictor):
     assert (ys.float().mean().item(), xs.float().mean().item()) == pytest.approx(
         (80 / 16 - 0.5, 120 / 16 - 0.5), abs=1
     )
+    assert str(prediction[:5]) == "Prediction(2 bolt, 2 nut, 1 washer in 80x120 pixels)"
     few = prediction[prediction.scores > 0.9]
     assert isinstance(few, Prediction)
     assert 0 < len(few) < len(prediction)
@@ -221,6 +223,7 @@ def test_nothing_found_is_no_special_case(tmp_path):
     prediction = Predictor(probe_config(tmp_path), threshold=1.0)(photo())
     assert len(prediction) == 0
     assert prediction.to_coco() == prediction.names == []
+    assert str(prediction) == "Prediction(nothing in 80x120 pixels)"
     np.testing.assert_array_equal(prediction.draw(), prediction.image)
 
 
@@ -321,6 +324,9 @@ def test_encoded_and_dense_masks_are_the_same(tmp_path, monkeypatch, architectur
     else:
         predictor = mask_rcnn_predictor(tmp_path)
     dense = predictor(photo(150, 210))
+    (plain,) = predictor.model([predictor._input(photo(150, 210))])
+    assert torch.equal(plain["instances"].pred_masks, dense.pred_masks)
+    assert torch.equal(plain["instances"].pred_boxes.tensor, dense.pred_boxes.tensor)
     monkeypatch.setattr(postprocessing, "_DENSE_PIXELS", 10_000)
     encoded = predictor(photo(150, 210))
     assert len(dense) > 5
@@ -329,6 +335,8 @@ def test_encoded_and_dense_masks_are_the_same(tmp_path, monkeypatch, architectur
     assert torch.equal(encoded.pred_boxes.tensor, dense.pred_boxes.tensor)
     assert torch.equal(encoded.scores, dense.scores)
     assert encoded.to_coco() == dense.to_coco()
+    # As the evaluation does it.
+    assert instances_to_coco_json(encoded, 1) == instances_to_coco_json(dense, 1)
     np.testing.assert_array_equal(encoded[:7].draw(), dense[:7].draw())
 
 

@@ -52,6 +52,7 @@ def training(tmp_path_factory):
     lines = [
         {"iteration": 49, "segm/AP": 31.004, "segm/AP50": 60.0, "bbox/AP": 29.5},
         {"iteration": 59, "total_loss": 1.0},
+        {"iteration": 98, "total_loss": 0.9},
         {"iteration": 99, "segm/AP": 30.0, "segm/AP50": float("nan"), "bbox/AP": 29.0},
     ]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))

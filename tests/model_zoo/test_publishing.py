@@ -52,8 +52,7 @@ def test_a_training_is_published_into_a_folder(published, training):
     assert (entry.license, entry.data) == ("Apache-2.0", "screws")
     # Of the iteration of the best weights, not of the last.
     assert entry.metrics == {"segm/AP": 31.0, "segm/AP50": 60.0, "bbox/AP": 29.5}
-    assert entry.training["iterations"] == "50"
-    assert entry.training["note"] == "one minute"
+    assert entry.training == {"iterations": "50", "note": "one minute"}
     contents = torch.load(file)
     assert set(contents) == {"model", "classes"}
     assert contents["classes"] == {"names": NAMES, "ids": IDS}
@@ -87,6 +86,7 @@ def test_publishing_again_replaces_the_file(published, training, capsys):
     assert publish_model.main([*arguments, "--data", "more screws"]) == 0
     entry = model_zoo.entries()["mine/parts"]
     assert entry.metrics == {"segm/AP": 30.0, "bbox/AP": 29.0}
+    assert entry.training == {"iterations": "99"}
     assert entry.data == "more screws"
     # The weights are the same here, and so is the file.
     assert entry.weights == before

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,13 @@ class Prediction(Instances):
     def names(self) -> list[str]:
         """The class of each instance; ``"class 3"`` where the model's names are not known."""
         return class_labels(self.pred_classes.tolist(), self._class_names)
+
+    def __str__(self) -> str:
+        counts = [f"{number} {name}" for name, number in Counter(self.names).most_common()]
+        height, width = self.image_size
+        return f"Prediction({', '.join(counts) or 'nothing'} in {height}x{width} pixels)"
+
+    __repr__ = __str__
 
     def draw(
         self, image: np.ndarray | None = None, *, with_labels: bool | None = None, scale: float = 1
