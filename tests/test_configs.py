@@ -107,6 +107,7 @@ def test_there_are_configs():
         "",
         "COCO-InstanceSegmentation",
         "ablations",
+        "finetune",
         "nuclei",
         "shapes",
     }
@@ -282,6 +283,32 @@ def test_models_are_compared_on_the_same_terms(kind, other):
     # On the nuclei, models are trained for the same time, on the shapes ISTR as long as it learns.
     if (kind, other) == ("shapes", "mask_rcnn"):
         assert ours.SOLVER.EPOCHS == theirs.SOLVER.EPOCHS
+
+
+FINETUNE = sorted(ROOT.glob("configs/finetune/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_finetuning_takes_data_and_classes_from_the_user(path):
+    cfg = load_config(str(path))
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())
+    node = {"ISDA": "ISDA", "ISTR": "ISTR", "GeneralizedRCNN": "ROI_HEADS"}
+    assert cfg.MODEL[node[cfg.MODEL.META_ARCHITECTURE]].NUM_CLASSES == 0
+    assert cfg.SOLVER.EPOCHS > cfg.TEST.EVAL_EPOCHS > 0
+    assert cfg.SOLVER.IMS_PER_BATCH == cfg.SOLVER.REFERENCE_BATCH == 4  # on one GPU or CPU
+
+
+@pytest.mark.parametrize("kind", ["isda", "mask_rcnn"])
+def test_models_of_nuclei_can_be_finetuned(kind):
+    """Whatever shapes a weight is the same in both configs."""
+    ours = load_config(str(ROOT / f"configs/finetune/{kind}_mobilenet_v2.yaml")).MODEL
+    theirs = load_config(str(ROOT / f"configs/nuclei/{kind}_mobilenet_v2.yaml")).MODEL
+    for cfg in (ours, theirs):
+        cfg.ISDA.MASK_STRIDE = cfg.ROI_HEADS.NUM_CLASSES = 0
+        cfg.ROI_HEADS.BATCH_SIZE_PER_IMAGE = cfg.RPN.POST_NMS_TOPK_TRAIN = 0
+        cfg.RPN.POST_NMS_TOPK_TEST = 0
+        cfg.ANCHOR_GENERATOR.SIZES = len(cfg.ANCHOR_GENERATOR.SIZES)
+    assert ours == theirs
 
 
 def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -102,16 +102,20 @@ class Checkpointer(DetectionCheckpointer):
         *,
         averaged: AveragedModel | None = None,
         min_matched: float = 0.0,
+        classes: dict[str, list] | None = None,
         **checkpointables: Any,
     ):
         """
         Args:
             averaged: the running average of ``model``, if there is one.
             min_matched: ``load`` raises when a smaller share of the tensors is matched.
+            classes: ``names`` and ``ids`` of the data set's classes, in the order of the model's
+                outputs, to be kept with the weights; ``load`` compares them with the file's.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.averaged = averaged
         self.min_matched = min_matched
+        self.classes = classes
         self._resuming = False
 
     def save(self, name: str, **extra: Any) -> None:
@@ -119,7 +123,7 @@ class Checkpointer(DetectionCheckpointer):
         states = {key: thing.state_dict() for key, thing in self.checkpointables.items()}
         if not self.save_dir or not self.save_to_disk:
             return
-        contents = {"model": self.inference_model.state_dict(), **states, **extra}
+        contents = {**self.inference_contents(), **states, **extra}
         if self.inference_model is not self.model:
             contents["training_model"] = self.model.state_dict()
             contents["averaged_steps"] = int(self.averaged.n_averaged)
@@ -132,6 +136,11 @@ class Checkpointer(DetectionCheckpointer):
         if self.averaged is None or self.averaged.n_averaged == 0:
             return self.model
         return self.averaged.module
+
+    def inference_contents(self) -> dict[str, Any]:
+        """What a file needs to be predicted with: ``model`` and, where known, ``classes``."""
+        contents = {"model": self.inference_model.state_dict()}
+        return contents if self.classes is None else contents | {"classes": self.classes}
 
     def write(self, basename: str, contents: dict) -> None:
         """Write a file of the output folder such that a kill leaves the old one or the new one."""
@@ -210,7 +219,23 @@ class Checkpointer(DetectionCheckpointer):
                 self.averaged.module.load_state_dict(checkpoint["model"])
                 self.averaged.n_averaged.fill_(checkpoint["averaged_steps"])
             checkpoint["model"] = training_model
+        if not self._resuming:
+            self._compare_classes(checkpoint.get("classes"))
         return super()._load_model(checkpoint)
+
+    def _compare_classes(self, theirs: dict[str, list] | None) -> None:
+        """Say what becomes of the class layers of weights for other classes."""
+        if not theirs or not self.classes or theirs["names"] == self.classes["names"]:
+            return
+        same_number = len(theirs["names"]) == len(self.classes["names"])
+        logger.warning(
+            "the weights are for the classes %s, the data have %s: %s",
+            _listing(theirs["names"]),
+            _listing(self.classes["names"]),
+            "their class layers are used all the same, in this order"
+            if same_number
+            else "their class layers do not fit and start anew",
+        )
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         report = report_weights(

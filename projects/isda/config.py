@@ -29,6 +29,9 @@ def _add_shared(cfg: CN) -> None:
         return
     # Loading weights stops when a smaller share of the model's tensors is matched; 0 never stops.
     cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.5
+    # A folder or an annotation file of one's own, as train_net.py --dataset takes it: registers it
+    # and sets DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.PATH = ""
     _add_backbones(cfg)
     _add_input(cfg)
     _add_solver(cfg)
@@ -174,5 +177,7 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16", with a gradient scaler
     cfg.SOLVER.EMA = CN({"ENABLED": False})
     cfg.SOLVER.EMA.DECAY = 0.9998
+    # The training ends when the mask AP of so many evaluations in a row is not the best; 0: never.
+    cfg.SOLVER.EARLY_STOP = CN({"PATIENCE": 0})
     # Steps with a non-finite loss are skipped; this many in a row stop the training.
     cfg.SOLVER.MAX_NONFINITE_STEPS = 5

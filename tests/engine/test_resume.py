@@ -103,3 +103,65 @@ def test_a_new_training_in_a_used_folder_keeps_the_old_metrics(tmp_path):
     train(cfg)
     assert old
     assert (tmp_path / "out" / "metrics_0.json").read_text() == old
+
+
+class ScriptedTrainer(Trainer):
+    """Each evaluation gives the next AP of a list; at None it fails."""
+
+    aps: list
+
+    @classmethod
+    def test(cls, cfg, model):
+        ap = cls.aps.pop(0)
+        if ap is None:
+            raise RuntimeError("interrupted")
+        return {"segm": {"AP": ap}}
+
+
+def scripted(folder, aps, resume=False, patience=2):
+    """A trainer after its training of 12 steps at most, evaluated after each."""
+    ScriptedTrainer.aps = list(aps)
+    overrides = ("TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 12, "SOLVER.CHECKPOINT_PERIOD", 5)
+    trainer = ScriptedTrainer(
+        toy_config(folder, *overrides, "SOLVER.EARLY_STOP.PATIENCE", patience)
+    )
+    trainer.resume_or_load(resume=resume)
+    trainer.results = trainer.train()
+    return trainer
+
+
+def test_early_stop(tmp_path):
+    """At 0 nothing is counted; then two evaluations in a row below the best end the training."""
+    toy_data(tmp_path)
+    out = tmp_path / "out"
+    trainer = scripted(out, [0, 0, 0, 5, 4, 7, 7, 6.9, 9])
+    assert trainer.results == {"segm": {"AP": 6.9}}
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert final(out)["iteration"] == 7
+    best = torch.load(out / "model_best.pth")
+    assert (best["value"], best["iteration"]) == (7, 5)
+    assert "model" in best
+
+    # Resumed, it stays where it stopped; with more patience it goes on, and counts on.
+    assert scripted(out, [3.0], resume=True).results == {"segm": {"AP": 3.0}}
+    assert final(out)["iteration"] == 7
+    trainer = scripted(out, [6, 6, 8, 7, 7, 7, 7], resume=True, patience=5)
+    assert final(out)["iteration"] == 11
+    assert torch.load(out / "model_best.pth")["iteration"] == 10
+    assert ScriptedTrainer.aps == [7, 7, 7]
+
+
+def test_early_stop_counts_across_an_interruption(tmp_path):
+    toy_data(tmp_path)
+    straight = scripted(tmp_path / "straight", [5, 4, 6, 1, 2, 3], patience=3)
+    assert straight.iter == 5
+    with pytest.raises(RuntimeError, match="interrupted"):
+        scripted(tmp_path / "broken", [5, 4, 6, 1, None], patience=3)
+    resumed = scripted(tmp_path / "broken", [3], resume=True, patience=3)
+    assert (resumed.start_iter, resumed.iter) == (5, 5)
+
+
+def test_without_patience_nothing_stops(tmp_path):
+    toy_data(tmp_path)
+    trainer = scripted(tmp_path / "out", [5] + 11 * [1], patience=0)
+    assert trainer.iter == 12

@@ -100,3 +100,13 @@ def test_each_process_has_its_own_random_state_saved(outcome):
     states = torch.load(output / "two" / "model_final.pth")["trainer"]["random_states"]
     assert len(states) == 2
     assert states[0]["torch"] != states[1]["torch"]
+
+
+def test_an_early_stop_is_for_all_processes(outcome):
+    output, results = outcome
+    for result in results:
+        iterations, (dataset,) = result["stopped"]
+        assert iterations == 3
+        assert dataset.startswith("data")  # the folder's name
+        assert dataset.endswith("_train")
+    assert (output / "own" / "last_checkpoint").read_text() == "model_final.pth"

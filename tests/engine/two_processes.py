@@ -14,14 +14,26 @@ from detectron2.utils.env import seed_all_rng
 from toys import ISTR, register_toy_data, same_size_config
 
 from isda.engine.launch import argument_parser, run
+from isda.engine.own_data import use_own_data
 from isda.engine.trainer import Trainer
 
 OVERRIDES = ("MODEL.DEVICE", "cpu")  # read by the launcher: gloo
 
 
-def train(cfg):
+class DecliningTrainer(Trainer):
+    """Each evaluation is worse than the one before; as always, the main process alone knows."""
+
+    ap = 50.0
+
+    @classmethod
+    def test(cls, cfg, model):
+        cls.ap -= 1
+        return {"segm": {"AP": cls.ap}} if comm.is_main_process() else {}
+
+
+def train(cfg, kind=Trainer):
     seed_all_rng(cfg.SEED + comm.get_rank())
-    trainer = Trainer(cfg)
+    trainer = kind(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     return trainer
@@ -45,7 +57,15 @@ def main(args):
         *("DATASETS.TEST", (), "SOLVER.MAX_ITER", 2),
     )
     skipped = train(poisoned)
+    own = same_size_config(
+        output / "own",
+        *("DATASETS.PATH", str(data / "toy.json"), "SOLVER.MAX_ITER", 9),
+        *("TEST.EVAL_PERIOD", 1, "SOLVER.EARLY_STOP.PATIENCE", 2),
+    )
+    use_own_data(own)
+    stopped = train(own, DecliningTrainer)
     result = {
+        "stopped": (stopped.iter + 1, stopped.cfg.DATASETS.TRAIN),
         "weights": trained.checkpointer.model.state_dict(),
         "istr": istr.checkpointer.model.state_dict(),
         "poisoned": skipped.checkpointer.model.state_dict(),

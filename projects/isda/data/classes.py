@@ -14,6 +14,7 @@ __all__ = [
     "check_categories",
     "check_num_classes",
     "class_names_of",
+    "classes_of",
     "num_classes_of",
     "registered_metadata",
 ]
@@ -31,8 +32,9 @@ def registered_metadata(name: str) -> Metadata:
         similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(similar)}? " if similar else ""
         raise DatasetError(
-            f"no data set '{name}' is registered: {hint}Register your own by "
-            "isda.data.register_coco_json before training (datasets/README.md)"
+            f"no data set '{name}' is registered: {hint}Give the folder of your own by "
+            "train_net.py --dataset, or register it by isda.data.register_coco_json before "
+            "training (datasets/README.md)"
         )
     return MetadataCatalog.get(name)
 
@@ -57,6 +59,19 @@ def class_names_of(dataset_name: str) -> list[str]:
         )
     content = read_coco_json(metadata.json_file, needs_annotations=False)
     return [category["name"] for category in _by_id(content["categories"])]
+
+
+def classes_of(dataset_name: str) -> dict[str, list]:
+    """What a checkpoint says of its classes; raises as :func:`class_names_of`.
+
+    Returns:
+        ``names`` in the order of the model's outputs, and in the same order ``ids``, those of the
+        annotation file's categories. Where the metadata has none they count from 1, as LVIS's do.
+    """
+    names = class_names_of(dataset_name)
+    id_map = registered_metadata(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    id_map = id_map or {number: index for index, number in enumerate(range(1, len(names) + 1))}
+    return {"names": names, "ids": sorted(id_map, key=id_map.get)}
 
 
 def num_classes_of(dataset_name: str) -> int:

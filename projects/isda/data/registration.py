@@ -103,11 +103,11 @@ def _checked_file(json_file: str, image_root: str) -> str:
         _CHECKED[key] = json_file
         if cleaned.summary():
             logger.warning(f"{json_file}: {cleaned.summary()}")
-            _CHECKED[key] = _write_copy(content | {"annotations": cleaned.annotations}, json_file)
+            _CHECKED[key] = write_copy(content | {"annotations": cleaned.annotations}, json_file)
     return _CHECKED[key]
 
 
-def _write_copy(content: dict, json_file: str) -> str:
+def write_copy(content: dict, json_file: str) -> str:
     _COPIES.append(tempfile.TemporaryDirectory(prefix="isda-annotations-"))
     path = Path(_COPIES[-1].name) / os.path.basename(json_file)
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -12,11 +13,19 @@ from detectron2.evaluation import (
     LVISEvaluator,
 )
 
-__all__ = ["CheckedCOCOEvaluator", "build_evaluator"]
+__all__ = ["PREDICTIONS", "CheckedCOCOEvaluator", "build_evaluator", "evaluation_folder"]
 
 logger = logging.getLogger(__name__)
 
+PREDICTIONS = "coco_instances_results.json"  # as COCOEvaluator calls its file
+
 _COCO_MAX_DETECTIONS = 100
+
+
+def evaluation_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """Where the evaluation of ``dataset_name`` leaves its files."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    return os.path.join(folder, dataset_name) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

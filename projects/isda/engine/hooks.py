@@ -4,18 +4,21 @@ import json
 import logging
 import math
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 
 from isda.checkpoint import Checkpointer
 
-__all__ = ["BestCheckpointer", "tidy_metrics"]
+__all__ = ["BestCheckpointer", "EarlyStopper", "TrainingStopped", "tidy_metrics"]
 
 logger = logging.getLogger(__name__)
 
 BEST = "model_best.pth"
+BEST_PREFIX = "best_"
 
 
 class BestCheckpointer(HookBase):
@@ -26,22 +29,28 @@ class BestCheckpointer(HookBase):
     the file carries it. It writes the weights that were evaluated, and nothing else.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int, metric: str):
+    def __init__(self, checkpointer: Checkpointer, period: int, metric: str, predictions: str = ""):
         """
         Args:
             period: iterations between evaluations, as the ``EvalHook`` before it; 0: only at the
                 end.
             metric: name in the event storage, the higher the better, such as "segm/AP".
+            predictions: file that an evaluation writes; that of the best one is kept beside it,
+                with "best_" before its name.
         """
         self.checkpointer = checkpointer
         self.period = period
         self.metric = metric
+        self.predictions = predictions
         self.best = -math.inf
+        self.best_iteration = -1
 
     def before_train(self) -> None:
         path = os.path.join(self.checkpointer.save_dir, BEST)
         if self.trainer.start_iter > 0 and os.path.isfile(path):
-            self.best = torch.load(path, map_location="cpu", mmap=True).get("value", -math.inf)
+            contents = torch.load(path, map_location="cpu", mmap=True)
+            self.best = contents.get("value", -math.inf)
+            self.best_iteration = contents.get("iteration", -1)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -52,6 +61,13 @@ class BestCheckpointer(HookBase):
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._keep_if_better()
 
+    def evaluations_since_best(self, done: int) -> int:
+        """How many evaluations after ``done`` iterations were no better than the best.
+
+        0 as long as no value was above 0: a set predictor may need many epochs to its first AP.
+        """
+        return (done - self.best_iteration - 1) // self.period if self.best > 0 else 0
+
     def _keep_if_better(self) -> None:
         latest = self.trainer.storage.latest()
         if self.metric not in latest:
@@ -61,11 +77,78 @@ class BestCheckpointer(HookBase):
         value, iteration = latest[self.metric]
         if not value > self.best:  # NaN included
             return
-        self.best = float(value)
-        contents = {"metric": self.metric, "value": self.best, "iteration": int(iteration)}
-        contents["model"] = self.checkpointer.inference_model.state_dict()
-        self.checkpointer.write(BEST, contents)
+        self.best, self.best_iteration = float(value), int(iteration)
+        contents = {"metric": self.metric, "value": self.best, "iteration": self.best_iteration}
+        self.checkpointer.write(BEST, contents | self.checkpointer.inference_contents())
+        if self.predictions and os.path.isfile(self.predictions):
+            folder, name = os.path.split(self.predictions)
+            shutil.copyfile(self.predictions, os.path.join(folder, BEST_PREFIX + name))
         logger.info("%s %.3f is the best so far", self.metric, self.best)
+
+
+class TrainingStopped(BaseException):  # noqa: N818
+    """Ends Detectron2's loop early; no ``Exception``, which it would log as a failure."""
+
+
+class EarlyStopper(HookBase):
+    """Ends the training when the best evaluation is too long ago.
+
+    It belongs behind the ``BestCheckpointer``, in all processes. A resumption goes on counting,
+    because ``model_best.pth`` says when the best evaluation was, and ends at once where the
+    training had been stopped, unless the patience is longer now.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, best: BestCheckpointer | None, period: int, patience: int
+    ):
+        """
+        Args:
+            best: of the main process; None in others.
+            period: iterations between evaluations.
+            patience: so many evaluations in a row may be no better than the best.
+        """
+        self.checkpointer = checkpointer
+        self.best = best
+        self.period = period
+        self.patience = patience
+        self.has_stopped = False
+
+    def before_train(self) -> None:
+        if self.has_stopped:  # so says the checkpoint that is resumed
+            self._stop_if_due(self.trainer.start_iter)
+            self.has_stopped = False
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 and done != self.trainer.max_iter:
+            self._stop_if_due(done)
+
+    def _stop_if_due(self, done: int) -> None:
+        since = self.best.evaluations_since_best(done) if self.best else 0
+        if comm.all_gather(since)[0] < self.patience:  # the main process decides for all
+            return
+        if not self.has_stopped:
+            self.has_stopped = True
+            self.checkpointer.save("model_final", iteration=done - 1)
+        if self.best:
+            logger.warning(
+                "Stopped early, after %d of %d iterations: %s %.3f of iteration %d was not "
+                "surpassed in %d evaluations (SOLVER.EARLY_STOP.PATIENCE %d)",
+                done,
+                self.trainer.max_iter,
+                self.best.metric,
+                self.best.best,
+                self.best.best_iteration + 1,
+                since,
+                self.patience,
+            )
+        raise TrainingStopped
+
+    def state_dict(self) -> dict:
+        return {"has_stopped": self.has_stopped}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.has_stopped = state_dict["has_stopped"]
 
 
 def tidy_metrics(output_dir: str, start_iter: int) -> None:

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from isda.checkpoint import WeightsError
 from isda.data.errors import DatasetError
-from isda.engine.setup import ConfigError, check_config, load_config, uses_cuda
+from isda.engine.setup import ConfigError, check_config, configured, uses_cuda
 from isda.modeling.mask_dictionary import DictionaryError
 
 __all__ = ["argument_parser", "run"]
@@ -23,8 +23,14 @@ _USER_ERRORS = (ConfigError, DictionaryError, WeightsError, FloatingPointError)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's flags, and trailing KEY VALUE pairs."""
-    return default_argument_parser(epilog)
+    """Detectron2's flags, ``--dataset``, and trailing KEY VALUE pairs."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--dataset",
+        metavar="PATH",
+        help="your own data in COCO's format: a folder as of COCO or Roboflow, or a JSON file",
+    )
+    return parser
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
@@ -35,12 +41,12 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     as the last line after what was logged.
     """
     try:
-        config = load_config(args.config_file, args.opts)
+        # Here already, because a launcher buries what its processes raise.
+        config, _ = configured(args)
         on_gpu = uses_cuda(config.MODEL.DEVICE, args.num_gpus)
         torchrun = "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
         started = max(args.num_gpus, 1) * args.num_machines
         world_size = int(os.environ["WORLD_SIZE"]) if torchrun else started
-        # Here already, because a launcher buries what its processes raise.
         check_config(DefaultTrainer.auto_scale_workers(config, world_size), world_size)
         if torchrun:
             _run_under_torchrun(main, args, on_gpu)

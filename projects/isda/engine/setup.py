@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from isda import add_isda_config, add_istr_config
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
+from isda.engine.own_data import use_own_data
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
@@ -43,8 +44,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ConfigError: a key, a value, or a combination of values is wrong.
         DatasetError: a data set is not registered, or cannot be used as it is.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg, notes = configured(args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
+    for note in notes if comm.is_main_process() else ():
+        logger.warning(note)
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE, args.num_gpus):
         logger.warning("MODEL.DEVICE is cpu: no CUDA device can be used")
         cfg.MODEL.DEVICE = "cpu"
@@ -52,6 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.defrost()
     check_config(cfg, comm.get_world_size())
     train_names = () if args.eval_only else cfg.DATASETS.TRAIN
+    _check_named("TEST" if args.eval_only else "TRAIN", cfg)
     resolve_classes(cfg, (*train_names, *cfg.DATASETS.TEST))
     cfg.SEED = _resolve_seed(cfg, args.resume)
     cfg.freeze()
@@ -60,6 +64,28 @@ def setup(args: argparse.Namespace) -> CfgNode:
         check_datasets(train_names, cfg.DATASETS.TEST)
     comm.synchronize()
     return cfg
+
+
+def configured(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """The configuration of a command line, with the data set of ``--dataset`` registered.
+
+    Args:
+        args: as for :func:`setup`; ``dataset`` may be missing, as in Detectron2's own parser.
+
+    Returns:
+        The configuration, and what the user should know of the data set.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    path = getattr(args, "dataset", None) or ""
+    return cfg, use_own_data(cfg, path, (args.opts or [])[::2], is_training=not args.eval_only)
+
+
+def _check_named(key: str, cfg: CfgNode) -> None:
+    if not cfg.DATASETS[key]:
+        raise ConfigError(
+            f"DATASETS.{key} is empty: give your own data by --dataset PATH, or the name of a "
+            f"registered data set by DATASETS.{key}"
+        )
 
 
 def uses_cuda(device: str, num_gpus: int = 1) -> bool:
@@ -248,6 +274,7 @@ _REQUIREMENTS = {
     "SOLVER.CHECKPOINT_EPOCHS": _at_least(0),
     "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
     "SOLVER.WARMUP_ITERS": _at_least(0),
+    "SOLVER.EARLY_STOP.PATIENCE": _at_least(0),
     "SOLVER.MAX_NONFINITE_STEPS": _at_least(1),
     "SOLVER.AMP.DTYPE": _one_of("bfloat16", "float16"),
     "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
@@ -353,6 +380,12 @@ def _check_combinations(cfg: CfgNode, world_size: int) -> None:
         raise ConfigError(
             "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the learning rate: "
             "set one of them to 0"
+        )
+    evaluates = cfg.DATASETS.TEST and (cfg.TEST.EVAL_EPOCHS > 0 or cfg.TEST.EVAL_PERIOD > 0)
+    if solver.EARLY_STOP.PATIENCE and not evaluates:
+        raise ConfigError(
+            "SOLVER.EARLY_STOP.PATIENCE counts evaluations: it needs DATASETS.TEST, and "
+            "TEST.EVAL_EPOCHS above 0"
         )
     steps = list(solver.STEP_EPOCHS)
     if solver.EPOCHS > 0 and (steps != sorted(steps) or any(s >= solver.EPOCHS for s in steps)):

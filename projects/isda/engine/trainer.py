@@ -16,9 +16,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from isda.checkpoint import Checkpointer
+from isda.data.classes import classes_of
 from isda.data.dataset_mapper import build_mapper
-from isda.engine.evaluation import build_evaluator
-from isda.engine.hooks import BestCheckpointer, tidy_metrics
+from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_folder
+from isda.engine.hooks import BestCheckpointer, EarlyStopper, TrainingStopped, tidy_metrics
 from isda.engine.loader import build_train_loader, training_dicts
 from isda.engine.random_state import preserved_random_state, random_state, set_random_state
 from isda.engine.setup import resolve_schedule
@@ -60,6 +61,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             averaged=self.averaged,
             min_matched=cfg.MODEL.WEIGHTS_MIN_MATCHED,
+            classes=classes_of(cfg.DATASETS.TRAIN[0]),
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0
@@ -122,15 +124,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """By the data set's type; files go to OUTPUT_DIR/inference."""
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:
-            folder = os.path.join(folder, dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
+        return build_evaluator(cfg, dataset_name, evaluation_folder(cfg, dataset_name))
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Timing, schedule, checkpoints, evaluation and best model, in this order."""
-        cfg = self.cfg
-        every = cfg.TEST.EVAL_PERIOD
+        """Timing, schedule, checkpoints, evaluation, best model, early stop, in this order."""
+        cfg, best = self.cfg, None
+        every, patience = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EARLY_STOP.PATIENCE
         registered = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
@@ -140,9 +139,13 @@ class Trainer(DefaultTrainer):
         if cfg.DATASETS.TEST:
             registered.append(hooks.EvalHook(every, self.evaluate))
             if comm.is_main_process():
-                several = len(cfg.DATASETS.TEST) > 1
-                metric = f"{cfg.DATASETS.TEST[0]}/segm/AP" if several else "segm/AP"
-                registered.append(BestCheckpointer(self.checkpointer, every, metric))
+                first, several = cfg.DATASETS.TEST[0], len(cfg.DATASETS.TEST) > 1
+                metric = f"{first}/segm/AP" if several else "segm/AP"
+                predictions = os.path.join(evaluation_folder(cfg, first), PREDICTIONS)
+                best = BestCheckpointer(self.checkpointer, every, metric, predictions)
+                registered.append(best)
+            if patience > 0:
+                registered.append(EarlyStopper(self.checkpointer, best, every, patience))
         return registered
 
     def evaluate(self) -> OrderedDict:
@@ -173,7 +176,11 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
             self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=20)])
-        super().train()
+        try:
+            super().train()
+        except TrainingStopped:
+            if not hasattr(self, "_last_eval_results"):  # resumed, only to stop at once
+                return self.evaluate()
         return getattr(self, "_last_eval_results", None)
 
     def before_train(self) -> None:
