@@ -15,7 +15,13 @@ from isda.data.checks import clean_annotations
 from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.errors import DatasetError
 
-__all__ = ["LocatedMetadata", "load_coco_json_checked", "register_coco_json", "register_located"]
+__all__ = [
+    "LocatedMetadata",
+    "is_temporary",
+    "load_coco_json_checked",
+    "register_coco_json",
+    "register_located",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -112,3 +118,8 @@ def write_copy(content: dict, json_file: str) -> str:
     path = Path(_COPIES[-1].name) / os.path.basename(json_file)
     path.write_text(json.dumps(content), encoding="utf-8")
     return str(path)
+
+
+def is_temporary(json_file: str | os.PathLike) -> bool:
+    """Whether a registered annotation file is a copy that ends with this process."""
+    return any(Path(json_file).is_relative_to(folder.name) for folder in _COPIES)
