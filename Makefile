@@ -13,13 +13,15 @@ endif
 MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--any-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint lock cuda-check
+.PHONY: help env demo test lint lock wheel doctor cuda-check
 
 help:
 	@echo "make env    the environment, once: .venv with everything pinned (6.4 GB)"
 	@echo "make demo   train, evaluate and draw on real photographs, within minutes"
 	@echo "make test   all tests; ARGS='tests/ops -k name' chooses some"
 	@echo "make lint   style of the code"
+	@echo "make doctor what is installed, which kernels serve, and what to do about it"
+	@echo "make wheel  dist/: the package to install elsewhere, with and without compiled kernels"
 	@echo "make cuda-check   the CUDA kernels for all GPUs, with nvcc but without a GPU (minutes)"
 	@echo "make lock   resolve requirements.in into requirements.txt anew (needs uv)"
 	@echo "PYTHON=python3.11 with any of them chooses the interpreter."
@@ -36,6 +38,12 @@ test: env
 lint: env
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+doctor: env
+	@$(BIN)/python -m isda.doctor
+
+wheel: env
+	@$(BIN)/python tools/make_wheels.py $(ARGS)
 
 # What a GPU shows: tools/gpu_check.sh.
 cuda-check: env

@@ -4,6 +4,9 @@
 takes what can be built here and leaves out the rest with a message, "cpu" fails without the CPU
 kernels, "cuda" fails without these and the CUDA kernels, "none" builds none. The package works
 without any, only slower. Nothing asks whether there is a GPU.
+
+What lies outside ``projects/`` and belongs to an installed package all the same is copied when it
+is built: the recipes (``isda/configs``) and the commit (``isda/commit.txt``).
 """
 
 import os
@@ -15,6 +18,8 @@ import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 from setuptools.errors import BaseError, CCompilerError
 
 # Detectron2 is needed too, but is on no package index under its own name, so it cannot be stated
@@ -34,6 +39,8 @@ REQUIREMENTS = [
     "setuptools<81",  # Detectron2's model zoo imports pkg_resources
 ]
 
+CONFIGS = Path("configs")
+COMMIT = Path("commit.txt")  # in a source distribution, which has no git
 SOURCES = Path("projects/isda/ops/csrc")
 # Instead of these, TORCH_CUDA_ARCH_LIST.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
@@ -45,17 +52,63 @@ CXX_OPTIONS = ["-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-
 FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.SubprocessError)
 
 
+class BuildPackage(build_py):
+    """``build_py``, with the recipes and the commit; an editable package sees the checkout's."""
+
+    def run(self):
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        package = Path(self.build_lib, "isda")
+        for config in sorted(CONFIGS.rglob("*.yaml")):
+            target = package / config
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(config), str(target))
+        write_commit(package)
+
+
+class SourceDistribution(sdist):
+    """``sdist``, with the commit."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        write_commit(Path(base_dir))
+
+
+COMMANDS = {"build_py": BuildPackage, "sdist": SourceDistribution}
+
+
+def write_commit(folder: Path) -> None:
+    """Say in ``folder`` what it was built from, where that is known."""
+    commit = current_commit()
+    if commit:
+        (folder / COMMIT).write_text(f"{commit}\n")
+
+
+def current_commit() -> "str | None":
+    """The commit of this checkout, or the one that a source distribution names."""
+    if COMMIT.exists():
+        return COMMIT.read_text().strip()
+    if not Path(".git").exists():  # else git would look in the folders above
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def extensions() -> dict:
     """The arguments of setup() that have to do with compiled kernels."""
     choice = os.environ.get("ISDA_BUILD") or "auto"
     if choice not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"ISDA_BUILD must be auto, cpu, cuda or none, got {choice!r}")
     if choice == "none":
-        return {}
+        return {"cmdclass": COMMANDS}
     obstacle = obstacle_to_building()
     if obstacle:
         give_up(choice, obstacle, "compiled kernels")
-        return {}
+        return {"cmdclass": COMMANDS}
     modules = [cpu_extension]
     if choice != "cpu":
         obstacle = obstacle_to_cuda()
@@ -67,7 +120,7 @@ def extensions() -> dict:
             modules.append(cuda_extension)
     return {
         "ext_modules": [module() for module in modules],
-        "cmdclass": {"build_ext": build_command(choice)},
+        "cmdclass": {**COMMANDS, "build_ext": build_command(choice)},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},  # a wheel for every later Python
     }
 
@@ -215,7 +268,10 @@ setup(
     ],
     package_dir={"": "projects"},
     packages=find_packages(where="projects"),
-    package_data={"isda": ["weights/*"], "isda.ops": ["csrc/cuda/*.h", "csrc/cuda/*.cuh"]},
+    package_data={
+        "isda": ["weights/*", "**/*.json", "**/*.html", "**/*.css", "**/*.js"],
+        "isda.ops": ["csrc/cuda/*.h", "csrc/cuda/*.cuh"],  # for NVRTC
+    },
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={

@@ -1,0 +1,433 @@
+"""What is installed, what serves, and what to do about the rest: ``python -m isda.doctor``.
+
+The exit status is 0 if everything works, if perhaps slower than it could, and 1 if something has
+to be acted on. Whatever may be missing or broken is imported in a process of its own, so that not
+even a crash there keeps this one from reporting.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["Report", "examine", "main"]
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parents[1]  # of a checkout; of an installed package it means nothing
+OLDEST_PYTHON = (3, 10)
+OLDEST_TORCH = (2, 10)
+NEEDED = (
+    *("torchvision", "numpy", "scipy", "pillow", "pycocotools", "fvcore", "iopath", "yacs"),
+    *("tabulate", "termcolor"),
+)
+OPTIONAL = ("opencv-python-headless", "matplotlib", "timm", "onnx", "onnxscript", "onnxruntime")
+DETECTRON2 = (
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git"
+    "@a59f05630a8f205756064244bf5beb8661f96180', or `make env` in a checkout of ISDA, which does "
+    "everything (docs/INSTALL.md)"
+)
+KERNELS = (
+    "ISDA_BUILD={} pip install --no-build-isolation --no-deps . in a checkout, or a wheel with "
+    "kernels (docs/INSTALL.md)"
+)
+PROBE_SECONDS = 300
+
+
+@dataclass
+class Report:
+    """What has been found, in the order of finding."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # something does not work
+    advice: list[str] = field(default_factory=list)  # it works, and could do better
+
+    def title(self, text: str) -> None:
+        self.lines += ["", text] if self.lines else [text]
+
+    def line(self, name: str, text: str) -> None:
+        self.lines.append(f"  {name:<26}{text}")
+
+    def __str__(self) -> str:
+        lines = list(self.lines)
+        for title, items in (("To act on", self.problems), ("Could be better", self.advice)):
+            if items:
+                lines += ["", title]
+                lines += [f"  {number}. {item}" for number, item in enumerate(items, start=1)]
+        if not self.problems:
+            lines += ["", "Everything works."]
+        return "\n".join(lines)
+
+
+class ProbeError(Exception):
+    """A probe ended without an answer; the message is its last line."""
+
+
+def examine() -> Report:
+    """Look at everything; takes some seconds, most of them for importing PyTorch."""
+    report = Report()
+    examine_versions(report)
+    if examine_torch(report):
+        examine_operator(report)
+        examine_detectron2(report)
+    examine_files(report)
+    return report
+
+
+# --- in this process, with the standard library
+
+
+def examine_versions(report: Report) -> None:
+    """Python, this package, and what it needs, by the metadata that pip reads as well."""
+    report.title("Versions")
+    python = platform.python_version()
+    report.line("Python", f"{python}, {platform.system()} {platform.machine()}")
+    if sys.version_info < OLDEST_PYTHON:
+        report.problems.append(f"Python is {python}, and ISDA needs 3.10 or later.")
+    report.line("isda", f"{version_of('isda') or 'not installed, only found'}, in {PACKAGE}")
+    report.line("  commit", commit() or "not known")
+    for name in NEEDED:
+        version = version_of(name)
+        report.line(name, version or "missing")
+        if version is None:
+            report.problems.append(f"{name} is missing: pip install {name}")
+    found = [f"{name} {version}" for name in OPTIONAL if (version := version_of(name))]
+    report.line("optional", ", ".join(found) or "none")
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """What the package was built from, or what is checked out."""
+    written = PACKAGE / "commit.txt"
+    if written.exists():
+        return written.read_text(encoding="utf-8").strip()
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def examine_files(report: Report) -> None:
+    """Recipes, and shipped weights against their published hashes."""
+    report.title("Files")
+    folder = next((f for f in (PACKAGE / "configs", ROOT / "configs") if f.is_dir()), None)
+    count = len(list(folder.rglob("*.yaml"))) if folder else 0
+    report.line("configs", f"{count} in {folder}" if folder else "missing")
+    if not count:
+        report.problems.append("The configs are missing: install ISDA again, or clone it again.")
+    sums = published_sums(PACKAGE)
+    if not sums:
+        report.problems.append(f"There are no weights in {PACKAGE / 'weights'}: install again.")
+    for name, expected in sums.items():
+        state = state_of(PACKAGE / "weights" / name, expected)
+        report.line(name, state)
+        if not state.startswith("ok"):
+            report.problems.append(
+                f"weights/{name} is {state}: install ISDA again, or `git checkout` the file."
+            )
+
+
+def published_sums(package: Path) -> dict[str, str]:
+    """File names and sha256 that weights/README.md and the table of models state."""
+    sums = {}
+    readme = package / "weights" / "README.md"
+    if readme.exists():
+        for section in readme.read_text(encoding="utf-8").split("\n## ")[1:]:
+            found = re.search(r"^- sha256: `([0-9a-f]{64})`", section, re.MULTILINE)
+            if found:
+                sums[section.splitlines()[0].strip()] = found[1]
+    table = package / "model_zoo" / "models.json"
+    if table.exists():
+        for model in json.loads(table.read_text(encoding="utf-8")).values():
+            if model["weights"].startswith("isda://"):
+                sums[model["weights"].removeprefix("isda://")] = model["sha256"]
+    return sums
+
+
+def state_of(path: Path, expected: str) -> str:
+    """``ok``, ``missing``, or how the file differs."""
+    if not path.exists():
+        return "missing"
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        return f"not what was published (sha256 {found[:12]}…, not {expected[:12]}…)"
+    return f"ok, {path.stat().st_size / 1e6:.1f} MB"
+
+
+# --- in processes of their own
+
+
+def probe(function: Callable[[], None]) -> dict:
+    """What ``function`` prints as JSON in a fresh interpreter that imports as this one does.
+
+    Raises:
+        ProbeError: it failed, crashed, or took too long.
+    """
+    code = f"from isda import doctor; doctor.{function.__name__}()"
+    folders = [str(PACKAGE.parent), *filter(None, sys.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-c", code]
+    try:
+        result = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProbeError(f"no answer within {PROBE_SECONDS} s") from error
+    if result.returncode < 0:
+        name = signal.Signals(-result.returncode).name
+        raise ProbeError(f"the interpreter crashed ({name})")
+    if result.returncode:
+        raise ProbeError((result.stderr.strip() or "no message").splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def answer(**values) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+
+
+def examine_torch(report: Report) -> bool:
+    """PyTorch and its devices; False if it cannot be imported."""
+    if importlib.util.find_spec("torch") is None:
+        report.line("torch", "missing")
+        report.problems.append("PyTorch is missing: pip install torch torchvision")
+        return False
+    try:
+        torch = probe(probe_torch)
+    except ProbeError as error:
+        report.line("torch", f"{version_of('torch')}, cannot be imported")
+        report.problems.append(
+            f"PyTorch cannot be imported ({error}): pip install --force-reinstall torch torchvision"
+        )
+        return False
+    build = f"built with CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
+    report.line("torch", f"{torch['version']}, {build}")
+    if tuple(torch["numbers"]) < OLDEST_TORCH:
+        report.problems.append(
+            f"PyTorch is {torch['version']}, and ISDA needs 2.10 or later: "
+            "pip install --upgrade torch torchvision"
+        )
+    report.title("Devices")
+    report.line("cpu", f"{torch['cpu']}, {torch['threads']} threads, {torch['capability']}")
+    for number, gpu in enumerate(torch["gpus"]):
+        report.line(f"cuda:{number}", gpu)
+    if not torch["gpus"]:
+        report.line("cuda", why_no_gpu(torch["cuda"]))
+    return True
+
+
+def why_no_gpu(cuda: str | None) -> str:
+    if cuda is None:
+        return "none: this PyTorch is built without CUDA"
+    return f"none: PyTorch, built with CUDA {cuda}, finds no GPU or no driver for it (nvidia-smi)"
+
+
+def probe_torch() -> None:
+    import torch
+
+    gpus = []
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(number)
+            capability = f"compute capability {gpu.major}.{gpu.minor}"
+            gpus.append(f"{gpu.name}, {capability}, {gpu.total_memory / 2**30:.0f} GiB")
+    answer(
+        version=torch.__version__,
+        numbers=[int(number) for number in torch.__version__.split(".")[:2]],
+        cuda=torch.version.cuda,
+        cpu=cpu_name(),
+        threads=torch.get_num_threads(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        gpus=gpus,
+    )
+
+
+def cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        text = ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def examine_operator(report: Report) -> None:
+    """Which implementation of deformable attention serves which device, and how fast."""
+    report.title("Deformable attention")
+    try:
+        operator = probe(probe_operator)
+    except ProbeError as error:
+        report.line("all devices", "does not work")
+        report.problems.append(
+            f"Deformable attention does not work ({error}). ISDA_MSDA_BACKEND=torch in the "
+            "environment leaves the compiled kernels out; if that helps, build them again: "
+            f"{KERNELS.format('cpu')}"
+        )
+        return
+    for device, result in operator["devices"].items():
+        report.line(device, describe_operator(result))
+        if result["difference"] > 1e-5:
+            report.problems.append(
+                f"The kernel on {device} computes something else than PyTorch (difference "
+                f"{result['difference']:.1g}): build it again, {KERNELS.format(device)}"
+            )
+    for name, reason in operator["missing"].items():
+        judge_missing_kernel(report, name, reason, present=name in operator["devices"])
+    if operator["chosen"] != "auto":
+        report.advice.append(
+            f"ISDA_MSDA_BACKEND={operator['chosen']} chooses the implementation: unset it to have "
+            "the fastest one"
+        )
+
+
+def describe_operator(result: dict) -> str:
+    plain = f"plain PyTorch, {result['torch_ms']:.1f} ms for a small call"
+    if result["serving"] == "torch":
+        return plain
+    return (
+        f"compiled kernel, {result['ms']:.1f} ms for a small call "
+        f"({result['torch_ms']:.1f} ms in plain PyTorch)"
+    )
+
+
+def judge_missing_kernel(report: Report, name: str, reason: str, *, present: bool) -> None:
+    """A kernel that does not load is a fault; one that was never built costs time at most."""
+    device = {"cpu": "CPUs", "cuda": "GPUs"}[name]
+    remedy = KERNELS.format(name)
+    if reason.startswith("not built"):
+        report.line("", f"the {name} kernel is not built")
+        if present:
+            report.advice.append(f"On {device} the operator is faster when compiled: {remedy}")
+    else:
+        report.line("", f"the {name} kernel is {reason}")
+        report.problems.append(f"The compiled kernel for {device} is {reason}. Again: {remedy}")
+
+
+def probe_operator() -> None:
+    import torch
+
+    from isda.ops import backend, backends
+
+    found = backends()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    results = {}
+    for device in devices:
+        inputs = small_call(device)
+        with backend("torch"):
+            plain, torch_ms = timed(*inputs)
+        serving = found.serving(device)
+        output, ms = timed(*inputs) if serving != "torch" else (plain, torch_ms)
+        difference = float((output - plain).abs().max() / plain.abs().max())
+        results[device] = {
+            "serving": serving,
+            "ms": ms,
+            "torch_ms": torch_ms,
+            "difference": difference,
+        }
+    answer(chosen=found.chosen, missing=found.missing, devices=results)
+
+
+def small_call(device: str) -> tuple:
+    """An encoder's call on a 256×256 image: four levels, 8 heads of 32 channels, 4 points."""
+    import torch
+
+    torch.manual_seed(0)
+    sizes = [(32, 32), (16, 16), (8, 8), (4, 4)]
+    tokens = sum(height * width for height, width in sizes)
+    value = torch.randn(1, tokens, 8, 32, device=device)
+    locations = torch.rand(1, tokens, 8, 4, 4, 2, device=device)
+    weights = torch.rand(1, tokens, 8, 4, 4, device=device) / 8
+    return value, sizes, None, locations, weights
+
+
+def timed(*inputs) -> tuple:
+    """The operator's output, and milliseconds of the fastest of five calls."""
+    import torch
+
+    from isda.ops import ms_deform_attn
+
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        output = ms_deform_attn(*inputs)
+        if output.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return output, 1000 * min(seconds)
+
+
+def examine_detectron2(report: Report) -> None:
+    """Detectron2, and this package on top of it."""
+    report.title("Models")
+    if importlib.util.find_spec("detectron2") is None:
+        report.line("detectron2", "missing")
+        report.problems.append(f"Detectron2 is missing: {DETECTRON2}")
+        return
+    try:
+        found = probe(probe_detectron2)
+    except ProbeError as error:
+        report.line("detectron2", "cannot be imported")
+        report.problems.append(f"Detectron2 cannot be imported ({error}). Again: {DETECTRON2}")
+        return
+    compiled = "" if found["compiled"] else ", without its own compiled parts, which ISDA can spare"
+    report.line("detectron2", found["version"] + compiled)
+    try:
+        architectures = probe(probe_models)["architectures"]
+    except ProbeError as error:
+        report.line("isda", "cannot be imported")
+        report.problems.append(f"The models cannot be imported ({error}): docs/INSTALL.md")
+        return
+    report.line("isda", f"registered {', '.join(architectures)}")
+
+
+def probe_detectron2() -> None:
+    import detectron2.engine
+    import detectron2.evaluation  # noqa: F401  (as the models' users do)
+
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    answer(version=detectron2.__version__, compiled=compiled)
+
+
+def probe_models() -> None:
+    from isda import add_isda_config, add_istr_config
+
+    # isort: split
+    from detectron2.config import get_cfg
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    cfg = get_cfg()
+    add_isda_config(cfg)
+    add_istr_config(cfg)
+    answer(architectures=[name for name in ("ISDA", "ISTR") if name in META_ARCH_REGISTRY])
+
+
+def main() -> int:
+    report = examine()
+    sys.stdout.write(f"{report}\n")
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
