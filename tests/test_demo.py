@@ -422,7 +422,7 @@ def test_the_demo_from_end_to_end_and_again(tmp_path):
     assert "| ISDA " in first.stdout
     for name in ("data_nuclei_mini_train.png", "predictions.png", "curves.png", "results.md"):
         assert (tmp_path / "demo" / name).stat().st_size > 100
-    assert len(list((tmp_path / "demo" / "pictures").iterdir())) == run_demo.NUM_PICTURES
+    assert len(list((tmp_path / "demo" / "predictions").iterdir())) == run_demo.NUM_PICTURES
     again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert "Training ISDA: finished before" in again.stdout
     assert again.stdout.splitlines()[-5:] == first.stdout.splitlines()[-5:]

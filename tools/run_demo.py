@@ -1,9 +1,10 @@
 """From nothing to masks on photographs: what ``make demo`` runs.
 
-Prepares the embedded data, trains a small ISDA and a Mask R-CNN of the same size on photographs of
-cell nuclei, evaluates both with COCO's metric, and draws what they predict, in less than ten
-minutes on two CPU cores. Run it again and it continues where it stopped; what is finished is kept.
-With ``--istr`` it trains ISTR too, which takes some minutes more.
+Shows and evaluates the models that come with the package. Then prepares the embedded data, trains a
+small ISDA and a Mask R-CNN of the same size on photographs of cell nuclei, evaluates both with
+COCO's metric, and draws what they predict, in less than ten minutes on two CPU cores. Run it again
+and it continues where it stopped; what is finished is kept. With ``--istr`` it trains ISTR too,
+which takes some minutes more.
 
     python tools/run_demo.py [--output output/demo] [--fresh] [--istr] [--skip-mask-rcnn]
 """
@@ -24,25 +25,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from isda.data.images import read_image  # before Detectron2, whose import it makes silent
+from isda.engine.predictor import Predictor  # before Detectron2, whose import it makes silent
 
 # isort: split
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from demo_pictures import diverse, draw_predictions_of, load_example
 from demo_progress import Progress, TrainingWatch
+from demo_trained import available, show_trained
 from isda.engine.loader import training_dicts
-from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config, resolve_schedule
 from isda.visualization import (
-    brighten,
     contact_sheet,
     draw_annotations,
-    draw_predictions,
     plot_curves,
     read_metrics,
-    side_by_side,
     write_image,
 )
 
@@ -51,8 +49,6 @@ STATE_FILE = "demo.json"
 CONSOLE_FILE = "console.log"
 NUM_PICTURES = 6
 ABOUT_THE_SAME = 1.25  # how far times may differ that are called so
-PICTURE_HEIGHT = 384  # pixels of each panel
-SCORE_THRESHOLD = 0.5  # of the masks in the pictures; AP counts all masks, whatever their score
 
 
 class DemoError(Exception):
@@ -209,23 +205,6 @@ def prepare_data(output: Path, progress: Progress) -> None:
         progress.say(f"      {name}: {len(records)} images, {instances} instances; {shown(path)}")
 
 
-def load_example(record: dict) -> tuple[np.ndarray, list[dict], float]:
-    """An image for showing, its annotations, and the scale that gives it the common height."""
-    image = brighten(read_image(record["file_name"], "RGB"))
-    return image, record["annotations"], PICTURE_HEIGHT / image.shape[0]
-
-
-def diverse(records: Sequence[dict], count: int) -> list[dict]:
-    """At most ``count`` records, spread evenly over the brightness of their images.
-
-    So every kind of photograph is among them, and nobody chose those that look well.
-    """
-    brightness = [read_image(record["file_name"], "RGB").mean() for record in records]
-    order = sorted(range(len(records)), key=brightness.__getitem__)
-    count = min(count, len(records))
-    return [records[order[(2 * i + 1) * len(records) // (2 * count)]] for i in range(count)]
-
-
 def schedule(cfg: CfgNode) -> tuple[int, int]:
     """Iterations of the training, and from one evaluation to the next."""
     cfg = cfg.clone()
@@ -379,29 +358,6 @@ def comparison(runs: Sequence[Run], results: Sequence[Result]) -> str:
     )
 
 
-def draw_predictions_of(
-    predictors: Mapping[str, Predictor], records: Sequence[dict], output: Path
-) -> None:
-    """One picture per record: photograph, ground truth, and what each model predicts."""
-    sheet = []
-    for record in records:
-        image, annotations, scale = load_example(record)
-        original = read_image(record["file_name"], "RGB")  # what the models see
-        title = "photograph" if np.array_equal(image, original) else "photograph, brightened"
-        paint = {"with_labels": False, "scale": scale}
-        panels = {
-            title: draw_annotations(image, [], **paint),
-            f"ground truth: {len(annotations)}": draw_annotations(image, annotations, **paint),
-        }
-        for name, predictor in predictors.items():
-            instances = confident(predictor(original), SCORE_THRESHOLD)
-            title = f"{name}: {len(instances)} of score >= {SCORE_THRESHOLD}"
-            panels[title] = draw_predictions(image, instances, **paint)
-        sheet.append(side_by_side(panels))
-        write_image(output / "pictures" / f"{Path(record['file_name']).stem}.png", sheet[-1])
-    write_image(output / "predictions.png", contact_sheet(sheet, 1))
-
-
 def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
     """Pictures, curves and table of the finished runs."""
     predictors = {}
@@ -410,7 +366,7 @@ def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
         cfg.MODEL.WEIGHTS = str(run.weights)
         predictors[run.model.name] = Predictor(cfg)
     test_records = DatasetCatalog.get(runs[0].cfg.DATASETS.TEST[0])
-    draw_predictions_of(predictors, diverse(test_records, NUM_PICTURES), output)
+    draw_predictions_of(predictors, diverse(test_records, NUM_PICTURES), output, "predictions")
     metrics = {run.model.name: read_metrics(run.folder / "metrics.json") for run in runs}
     plot_curves(metrics, output / "curves.png")
     results = [
@@ -433,7 +389,7 @@ def farewell(output: Path) -> str:
     return "\n".join(
         [
             f"Photograph, ground truth and predictions: {shown(output / 'predictions.png')}, "
-            f"one by one in {shown(output / 'pictures')}",
+            f"one by one in {shown(output / 'predictions')}",
             f"Loss and AP while training:               {shown(output / 'curves.png')}",
             f"The table:                                {shown(output / 'results.md')}",
             "",
@@ -472,8 +428,14 @@ def run_demo(args: argparse.Namespace) -> None:
     output = Path(args.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
     runs = open_runs(args, output)
-    planned = {"data": 10.0, **{r.model.folder: r.planned_seconds for r in runs}, "report": 20.0}
+    trained = available()
+    planned = {"trained": 12.0 * len(trained)} if trained else {}
+    planned |= {"data": 10.0, **{r.model.folder: r.planned_seconds for r in runs}, "report": 20.0}
     progress = Progress(planned)
+    if trained:
+        progress.start("trained", f"What the shipped models see: {', '.join(trained)}")
+        show_trained(trained, output, progress)
+        progress.finish()
     progress.start("data", "Preparing the embedded data")
     prepare_data(output, progress)
     progress.finish()
