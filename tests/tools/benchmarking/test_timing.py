@@ -33,6 +33,35 @@ def test_stretches_add_up_to_the_whole():
     assert timeline.seconds() == {"a": 5.0, "b": 2.0}
 
 
+def test_on_a_gpu_events_of_its_stream_are_marks(monkeypatch):
+    """What the code asks CUDA for, of a stand-in: the stream reaches an event when it will."""
+    stream, reached = object(), iter([10.0, 12.5, 13.0])  # milliseconds
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, of):
+            assert of is stream
+            self.time = next(reached)
+
+        def elapsed_time(self, end):
+            assert log[-1] == "synchronize"
+            return end.time - self.time
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("synchronize"))
+    timeline = Timeline(torch.device("cuda:0"))
+    timeline.start()
+    log.append("started")
+    timeline.mark("a")
+    timeline.mark("b")
+    assert log == ["synchronize", "started"]  # marks do not wait
+    assert timeline.seconds() == pytest.approx({"a": 0.0025, "b": 0.0005})
+
+
 def test_all_take_turns_and_each_is_first_and_last():
     orders = [in_turn(["x", "y", "z"], number) for number in range(6)]
     assert orders[:3] == [["x", "y", "z"], ["x", "z", "y"], ["z", "x", "y"]]
