@@ -288,7 +288,9 @@ def _label_boxes(
         left, top = trace.boxes_in_pixels(last)[query, :2].clamp(min=0).tolist()
         text = _label(trace.instance_of(query, last), names)
         box = {"facecolor": "black", "alpha": 0.7, "pad": 1, "edgecolor": color}
-        axes.text(left, top, text, color="white", fontsize=7, va="bottom", bbox=box, clip_on=True)
+        above = top > 0.05 * axes.get_ylim()[0]  # else there is no room in the image
+        style = {"fontsize": 7, "va": "bottom" if above else "top", "clip_on": True}
+        axes.text(left, top, text, color="white", bbox=box, **style)
 
 
 def write_figure(path: str | os.PathLike, figure: Figure) -> None:
