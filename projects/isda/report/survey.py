@@ -221,9 +221,11 @@ def _histogram(
 ) -> Html:
     """One stepped line per split, and dashed ones across at ``marks``."""
     marks = marks or {}
-    everything = np.concatenate([*values.values(), np.array([*marks.values()])])
-    if not sum(map(len, values.values())):
-        return paragraph("There are none.", class_="note")
+    everything = np.concatenate([*values.values()])
+    if len(np.unique(everything)) < 2:
+        text = f"All have {everything[0]:g}." if len(everything) else "There are none."
+        return paragraph(text, class_="note")
+    everything = np.concatenate([everything, np.array([*marks.values()])])
     edges = _edges(everything)
     counts = {name: np.histogram(part, edges)[0] for name, part in values.items()}
     steps = [
@@ -247,7 +249,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return np.linspace(min(low, 0.0), high, _MAX_BINS + 1)
 
 
-def _classes(summaries: dict[str, Summary]) -> Html:
+def _classes(summaries: Mapping[str, Summary]) -> Html:
     totals: dict[str, int] = {}
     for summary in summaries.values():
         for name, count in summary.by_class.items():
@@ -258,21 +260,23 @@ def _classes(summaries: dict[str, Summary]) -> Html:
         [
             name,
             *(f"{summary.by_class.get(name, 0):,}" for summary in summaries.values()),
-            _bar(totals[name] / highest),
+            _bar(totals[name], highest),
         ]
         for name in names[:_MAX_CLASSES]
     ]
-    numbers = range(1, len(summaries) + 1)
-    more = f"and {len(names) - _MAX_CLASSES} more" if len(names) > _MAX_CLASSES else None
-    note = paragraph(more, class_="note") if more else None
+    more = f"And {len(names) - _MAX_CLASSES} more." if len(names) > _MAX_CLASSES else None
     return section(
-        "Classes", table(["", *summaries, ""], rows, numbers=numbers), note, anchor="classes"
+        "Classes",
+        table(["", *summaries, "all"], rows, numbers=range(1, len(summaries) + 2)),
+        paragraph(more, class_="note") if more else None,
+        anchor="classes",
     )
 
 
-def _bar(share: float) -> Html:
-    drawn = tag("span", class_="bar", style=f"width:{share:.1%}")
-    return tag("span", drawn, tag("span", "\u00a0"), class_="barred")
+def _bar(count: int, highest: int) -> Html:
+    """A number of instances over a bar of its size."""
+    drawn = tag("span", tag("i", style=f"width:{count / highest:.1%}"), class_="bar")
+    return tag("span", f"{count:,}", drawn, class_="barred")
 
 
 def _settings(splits: Sequence[SplitSurvey]) -> Html:

@@ -1,0 +1,60 @@
+"""Settings that suit a data set."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from isda.data.survey.examine import SplitSurvey
+from isda.data.survey.summary import summarise
+
+__all__ = ["recommended_settings"]
+
+_SPARE = 1.5  # queries per instance of the fullest image
+_FEWEST_QUERIES = 50
+# Pixels along a side that a small instance should have: four cells of mask features at stride 4.
+_SMALL = 16
+_SHORT_SIDES = (256, 800)  # between which the shorter side of an image is taken as it is
+_LONGEST = 1333
+_LARGEST_SCALE = 2.0
+_STEP = 32  # coarsest stride of a backbone
+
+
+def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
+    """Config keys and values: queries, detections, sizes of images.
+
+    The shorter side is that of the median image, within 256 to 800 pixels. Where a tenth of the
+    instances would be smaller than 16 pixels, it is enlarged, up to twice the image or 1333 pixels
+    along the longer side.
+
+    Args:
+        splits: with at least one image among them.
+    """
+    summaries = [summarise(split) for split in splits]
+    most = max(int(s.instances.max(initial=0)) for s in summaries)
+    queries = max(_rounded_up(_SPARE * most, 10), _FEWEST_QUERIES)
+    shorter = np.concatenate([np.minimum(s.heights, s.widths) for s in summaries])
+    longer = np.concatenate([np.maximum(s.heights, s.widths) for s in summaries])
+    areas = np.concatenate([s.areas for s in summaries])
+    median = float(np.median(shorter))
+    aspect = float(np.percentile(longer / shorter, 95))
+    scale = float(np.clip(median, *_SHORT_SIDES)) / median
+    if len(areas):
+        small = math.sqrt(np.percentile(areas, 10))
+        limit = max(min(_LARGEST_SCALE, _LONGEST / (aspect * median)), scale)
+        scale = min(max(scale, _SMALL / max(small, 1.0)), limit)
+    short = _rounded_up(scale * median, _STEP)
+    train = tuple(_rounded_up(share * short, _STEP) for share in (0.75, 0.875, 1.0))
+    longest = _rounded_up(aspect * short, _STEP)
+    return {
+        "MODEL.ISDA.NUM_QUERIES": queries,
+        "TEST.DETECTIONS_PER_IMAGE": queries,
+        "INPUT.MIN_SIZE_TRAIN": tuple(dict.fromkeys(train)),
+        "INPUT.MAX_SIZE_TRAIN": longest,
+        "INPUT.MIN_SIZE_TEST": short,
+        "INPUT.MAX_SIZE_TEST": longest,
+    }
+
+
+def _rounded_up(value: float, step: int) -> int:
+    return max(math.ceil(value / step - 1e-9), 1) * step

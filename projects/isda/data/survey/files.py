@@ -1,0 +1,79 @@
+"""Whether images can be read, and which of them are the same."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from isda.data.errors import ImageError
+from isda.data.formats.annotated import image_files
+from isda.data.images import check_image_size, read_image
+
+__all__ = ["equal_files", "read_all", "stray_images"]
+
+_EXIF_ORIENTATION = 274
+
+
+def read_all(
+    records: Sequence[dict], root: Path, advance: Callable[[], None]
+) -> tuple[dict[str, str], list[str]]:
+    """Decodes every image, as training will.
+
+    Args:
+        records: of COCO's ``images``.
+        root: the folder that their file names are relative to.
+        advance: called after each image.
+
+    Returns:
+        ``{file name: what is wrong}`` of those that training would stop at, and the names of
+        those that an EXIF tag turns.
+    """
+
+    def read(record: dict) -> tuple[str, str, bool]:
+        path = root / record["file_name"]
+        problem, is_turned = "", False
+        try:
+            pixels = read_image(str(path), "RGB")
+            is_turned = _is_turned(path)
+            check_image_size(
+                {"file_name": str(path), "height": record["height"], "width": record["width"]},
+                pixels,
+            )
+        except ImageError as error:
+            problem = str(error)
+        advance()
+        return record["file_name"], problem, is_turned
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        results = list(pool.map(read, records))
+    broken = {name: problem for name, problem, _ in results if problem}
+    return broken, [name for name, _, is_turned in results if is_turned]
+
+
+def _is_turned(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+
+
+def equal_files(paths: Iterable[Path]) -> list[list[Path]]:
+    """Groups of files with the same bytes; only files of one length are read."""
+    by_length = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        if path.is_file():
+            by_length[path.stat().st_size].append(path)
+    groups = defaultdict(list)
+    for same_length in by_length.values():
+        if len(same_length) > 1:
+            for path in same_length:
+                groups[hashlib.sha256(path.read_bytes()).digest()].append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def stray_images(roots: Iterable[Path], named: Iterable[Path]) -> list[str]:
+    """Images below the folders that are not among ``named``, sorted."""
+    known = {path.resolve() for path in named}
+    found = {path.resolve() for root in roots if root.is_dir() for path in image_files(root)}
+    return sorted(map(str, found - known))

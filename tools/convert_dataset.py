@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Turns annotations of other tools into a data set in COCO's format, split for training.
+
+    python tools/convert_dataset.py labelme_files --output mine
+    python tools/convert_dataset.py via_export.json --images photos --output mine
+    python tools/convert_dataset.py stage1_train --class-name nucleus --output mine
+
+Read are labelme's folders, exports of the VGG Image Annotator (JSON or CSV), a folder per image
+with a mask image per instance (Data Science Bowl 2018), and label images: docs/CUSTOM_DATA.md. The
+output has annotations/instances_train.json, annotations/instances_val.json and copies of the
+images in train/ and val/, as train_net.py --dataset takes it. The same input is always split
+alike. Shapes without an area, and others that no instance can be made of, are listed.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from isda.data.errors import DatasetError  # before Detectron2, whose import it makes silent
+
+# isort: split
+from isda.data.formats import AnnotatedImage, Report, read_annotations, split_images, write_coco
+from isda.data.formats.coco import class_names
+
+LISTED = 10  # shapes and files, of those that were left out
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, help="folder or file of the annotations")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="labelme, VIA: images, if not beside them"
+    )
+    parser.add_argument(
+        "--val", type=Path, metavar="PATH", help="annotations for validation, instead of a share"
+    )
+    parser.add_argument(
+        "--val-share", type=_share, default=0.2, help="of images for validation (default: 0.2)"
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="only these, with ids in this order"
+    )
+    parser.add_argument(
+        "--class-attribute", metavar="NAME", help="VIA: the attribute that names the class"
+    )
+    parser.add_argument(
+        "--class-name", metavar="NAME", help="VIA, masks: the one class (masks: object)"
+    )
+    parser.add_argument(
+        "--unannotated-are-empty",
+        action="store_true",
+        help="labelme: images without a file have no instances",
+    )
+    parser.add_argument(
+        "--skip-bad-files", action="store_true", help="leave out images that cannot be used"
+    )
+    return parser.parse_args(arguments)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1")
+    return value
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Reads everything first, so that nothing is written of what cannot be converted whole.
+
+    Raises:
+        DatasetError: the annotations, or one of the images, cannot be used.
+    """
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise DatasetError(f"{args.output}: is there already: name a new folder by --output")
+    report = Report()
+    images = read(args.path, args, report)
+    splits = {"train": images}
+    if args.val:
+        splits["val"] = read(args.val, args, report)
+    print_report(report)
+    if report.refused and not args.skip_bad_files:
+        raise DatasetError(
+            f"{len(report.refused)} images cannot be used: correct them, or leave them out by "
+            "--skip-bad-files; nothing has been written"
+        )
+    classes = choose_classes([i for part in splits.values() for i in part], args)
+    if not args.val:
+        splits = dict(zip(("train", "val"), split_images(images, args.val_share), strict=True))
+    for split, part in splits.items():
+        write_coco(args.output, split, part, classes)
+    print_splits(splits, classes)
+    print(f"\npython tools/check_dataset.py {args.output}")
+    print(
+        "python train_net.py --config-file configs/finetune/isda_mobilenet_v2.yaml "
+        f"--dataset {args.output}"
+    )
+
+
+def read(path: Path, args: argparse.Namespace, report: Report) -> list[AnnotatedImage]:
+    return read_annotations(
+        path,
+        report,
+        images=args.images,
+        class_attribute=args.class_attribute,
+        class_name=args.class_name,
+        unannotated_are_empty=args.unannotated_are_empty,
+    )
+
+
+def choose_classes(images: Sequence[AnnotatedImage], args: argparse.Namespace) -> list[str]:
+    """Classes in the order of their ids; instances of others are taken out of the images.
+
+    Raises:
+        DatasetError: there is none, or one that was asked for is not there.
+    """
+    found = class_names(images)
+    if not found:
+        raise DatasetError(f"{args.path}: has no usable instance, so there is nothing to train on")
+    chosen = args.classes or found
+    if missing := [name for name in chosen if name not in found]:
+        raise DatasetError(
+            f"--classes: no instance is a {missing[0]}; there are {', '.join(found)}"
+        )
+    if left_out := [name for name in found if name not in chosen]:
+        print(f"classes left out: {', '.join(left_out)}")
+    for image in images:
+        image.instances = [i for i in image.instances if i.label in chosen]
+    for names in _by_lower_case(chosen).values():
+        if len(names) > 1:
+            print(f"warning: {' and '.join(names)} are different classes: were they meant as one?")
+    return list(chosen)
+
+
+def _by_lower_case(names: Sequence[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.lower(), []).append(name)
+    return groups
+
+
+def print_report(report: Report) -> None:
+    for sentence in report.refused[:LISTED]:
+        print(f"cannot be used: {sentence}")
+    if len(report.refused) > LISTED:
+        print(f"... and {len(report.refused) - LISTED} more")
+    if report.skipped:
+        counts = ", ".join(f"{number} {reason}" for reason, number in report.reasons().items())
+        print(f"{len(report.skipped)} shapes left out: {counts}")
+        for where, reason in report.skipped[:LISTED]:
+            print(f"  {where}: {reason}")
+        if len(report.skipped) > LISTED:
+            print(f"  ... and {len(report.skipped) - LISTED} more")
+    for note in report.notes:
+        print(f"warning: {note}")
+
+
+def print_splits(splits: dict[str, list[AnnotatedImage]], classes: Sequence[str]) -> None:
+    for split, images in splits.items():
+        counts = Counter(instance.label for image in images for instance in image.instances)
+        listed = ", ".join(f"{counts[name]} {name}" for name in classes)
+        print(
+            f"{split}: {len(images)} images, {sum(counts[c] for c in classes)} instances: {listed}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        convert(args)
+    except (DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
