@@ -18,6 +18,7 @@ from torch import nn
 from isda.checkpoint import Checkpointer
 from isda.data.classes import classes_of
 from isda.data.dataset_mapper import build_mapper
+from isda.engine.environment import EnvironmentRecorder
 from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_folder
 from isda.engine.hooks import BestCheckpointer, EarlyStopper, TrainingStopped, tidy_metrics
 from isda.engine.loader import build_train_loader, training_dicts
@@ -175,7 +176,8 @@ class Trainer(DefaultTrainer):
             return self.evaluate() if self.cfg.DATASETS.TEST else None
         if comm.is_main_process():
             tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
-            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=20)])
+            writer = hooks.PeriodicWriter(self.build_writers(), period=20)
+            self.register_hooks([EnvironmentRecorder(self.cfg), writer])
         try:
             super().train()
         except TrainingStopped:
