@@ -128,7 +128,7 @@ def course(training: Training) -> Html:
     """Curves of losses, learning rate, gradients, time and AP over the iterations."""
     keys = {key for record in training.records for key in record if key.startswith("loss_")}
     last = sorted(key for key in keys if not _LAYER.search(key))[:_MAX_COLORS]
-    layers = "Of the last decoder layer; those before it are trained alike."
+    layers = "Of the last decoder layer or step; those before it are trained alike."
     time = {"a step": "time", "waiting for data, of that": "data_time"}
     charts = [
         _ap_chart(training),
