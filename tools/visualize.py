@@ -30,6 +30,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from isda import model_zoo
+from isda.data.own_data import register_folder
 from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config
 from isda.inspection.figures import (
@@ -72,7 +73,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--image", nargs="+", metavar="FILE", help="default: the first images of the data set"
     )
     parser.add_argument(
-        "--dataset", help="registered name of images and ground truth (default: DATASETS.TEST)"
+        "--dataset",
+        help="of images and ground truth: a registered name, or a folder that train_net.py "
+        "--dataset takes (default: DATASETS.TEST)",
     )
     parser.add_argument("--limit", type=int, default=4, help="images of the data set (default: 4)")
     parser.add_argument(
@@ -147,18 +150,31 @@ def chosen_drawings(what: list[str], predictor: Predictor) -> list[str]:
     return drawings
 
 
+def dataset_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
+    """Registered names of the data sets that images and ground truth come from.
+
+    Raises:
+        ValueError: the data set is not registered, nor a folder that can be used.
+    """
+    if not args.dataset:
+        return [name for name in cfg.DATASETS.TEST if name in DatasetCatalog]
+    if args.dataset in DatasetCatalog:
+        return [args.dataset]
+    if not Path(args.dataset).exists():
+        raise ValueError(
+            f"--dataset {args.dataset} is neither registered (--import does it) nor a folder"
+        )
+    splits = register_folder(args.dataset).names
+    return [splits["val"], *(name for split, name in splits.items() if split != "val")]
+
+
 def chosen_records(args: argparse.Namespace, cfg: CfgNode) -> list[dict]:
     """A data set dict per image, with ``annotations`` only where they are known.
 
     Raises:
-        ValueError: the data set is not registered, or none is.
-        OSError: an image, or the data set, is not there.
+        ValueError: there is no such data set, or no images are named.
     """
-    names = (
-        [args.dataset] if args.dataset else [n for n in cfg.DATASETS.TEST if n in DatasetCatalog]
-    )
-    if args.dataset and args.dataset not in DatasetCatalog:
-        raise ValueError(f"--dataset {args.dataset} is not registered; --import does it")
+    names = dataset_names(args, cfg)
     if not args.image:
         if not names:
             raise ValueError(
@@ -169,7 +185,8 @@ def chosen_records(args: argparse.Namespace, cfg: CfgNode) -> list[dict]:
         return list(itertools.islice(records, args.limit))
     known = {}
     if args.dataset:  # as the user wishes it: other data sets need not be read for their pictures
-        known = {Path(r["file_name"]).resolve(): r for r in DatasetCatalog.get(args.dataset)}
+        records = itertools.chain.from_iterable(DatasetCatalog.get(name) for name in names)
+        known = {Path(record["file_name"]).resolve(): record for record in records}
     return [known.get(Path(file).resolve(), {"file_name": file}) for file in args.image]
 
 

@@ -2,6 +2,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+from toys import toy_config
+
 from isda.engine.inference import Classes
 from isda.engine.prediction import Prediction
-from isda.engine.predictor import confident
+from isda.engine.predictor import Predictor, confident
+from isda.model_zoo.weights import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -289,6 +296,35 @@ def test_a_video_that_is_not_there_or_has_no_suffix(tmp_path):
         demo.run_on_video(FakePredictor(), parse("--video-input", tmp_path / "none.mp4"))
     with pytest.raises(demo.DemoError, match="it is a file, .mp4"):
         demo.open_video(str(tmp_path / "folder"), 10.0, (64, 128))
+
+
+def test_a_model_of_the_zoo_from_its_name_to_coco_json(tmp_path, monkeypatch, capsys):
+    """Real weights, those of a toy: what the predictor finds above the threshold is in the file."""
+    cfg = toy_config(tmp_path, "MODEL.ISDA.NUM_CLASSES", 3)
+    model = build_model(cfg)
+    with torch.no_grad():
+        model.instance_head.classes.weight.normal_()  # scores that differ
+    weights, classes = tmp_path / "toy.pth", {"names": ["a", "b", "c"], "ids": [5, 7, 9]}
+    torch.save({"model": model.state_dict(), "classes": classes}, weights)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "toy.yaml").write_text(cfg.dump())
+    row = {"weights": "toy.pth", "sha256": sha256_of(weights), "license": "", "data": ""}
+    (tmp_path / "models.json").write_text(json.dumps({"mine/toy": row}))
+    monkeypatch.setenv("ISDA_MODEL_ZOO", str(tmp_path))
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(tmp_path / "a.png"), rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    found = Predictor("mine/toy", threshold=0)(str(tmp_path / "a.png"))
+    threshold = float(found.scores[: 2 + len(found) // 2].mean())
+    expected = [a["score"] for a in found.to_coco() if a["score"] >= threshold]
+    assert 0 < len(expected) < len(found)
+    arguments = ["--model", "mine/toy", "--input", str(tmp_path / "a.png")]
+    arguments += ["--confidence-threshold", str(threshold), "--output", str(tmp_path / "o.json")]
+    assert demo.main(arguments) == 0
+    content = json.loads((tmp_path / "o.json").read_text())
+    assert [a["score"] for a in content["annotations"]] == pytest.approx(expected)
+    assert content["categories"] == [{"id": i, "name": n} for i, n in zip((5, 7, 9), "abc")]
+    assert {a["category_id"] for a in content["annotations"]} <= {5, 7, 9}
+    assert f"{len(expected)} instances" in capsys.readouterr().out
 
 
 def test_mistakes_end_with_one_message(tmp_path, capsys):

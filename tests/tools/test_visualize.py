@@ -81,6 +81,22 @@ def test_predictions_stand_beside_ground_truth_where_it_is_known(tmp_path, run, 
     assert (np.ptp(middle, axis=2) > 150).sum() > 1000
 
 
+def test_ground_truth_of_a_folder_of_ones_own(tmp_path, run, capsys):
+    folder = run()  # whose data become a data set as Roboflow lays it out
+    for split in ("train", "valid"):
+        (tmp_path / "own" / split).mkdir(parents=True)
+        for file in tmp_path.glob("image_*.png"):
+            shutil.copy(file, tmp_path / "own" / split)
+        shutil.copy(tmp_path / "toy.json", tmp_path / "own" / split / "_annotations.coco.json")
+    arguments = ["predictions", "--run", folder, "--dataset", tmp_path / "own"]
+    names = drawn(tmp_path, capsys, *arguments, "--limit", "2")
+    assert names == {"image_0_predictions.png", "image_1_predictions.png"}
+    known = cv2.imread(str(tmp_path / "out" / "image_1_predictions.png"))
+    drawn(tmp_path, capsys, *arguments[:3], "--image", tmp_path / "image_1.png")
+    unknown = cv2.imread(str(tmp_path / "out" / "image_1_predictions.png"))
+    assert known.shape[1] == pytest.approx(1.5 * unknown.shape[1], abs=9)  # three panels and two
+
+
 def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, run, capsys):
     folder = run()
     (tmp_path / "other").mkdir()
@@ -106,7 +122,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, run, capsys):
     wrong_query = error_of(capsys, "sampling", "--run", folder, "--query", "6", *image)
     assert "numbered from 0 to 5" in wrong_query
     wrong_data = error_of(capsys, "all", "--run", folder, "--dataset", "toi", *image)
-    assert "--dataset toi is not registered" in wrong_data
+    assert "--dataset toi is neither registered (--import does it) nor a folder" in wrong_data
     opts = ("--opts", "DATASETS.TEST", "('toi',)", "MODEL.ISDA.NUM_CLASSES", "2")
     assert "is registered: give --image" in error_of(capsys, "all", "--run", folder, *opts)
     assert "no such image" in error_of(capsys, "all", "--run", folder, "--image", "none.png")
