@@ -35,6 +35,14 @@ def test_summaries_compare_round_by_round():
     assert second["rounds"] == [[3.0], [3.2], [30.0]]
 
 
+def test_a_round_of_one_model_is_not_compared_with_another_round():
+    results = benchmark.summaries(
+        {"first": rounds_of(2.0, 4.0, 8.0), "second": rounds_of(9.0, 4.0, 2.0)}
+    )
+    expected = {"low": (0.25 + 1) / 2, "median": 1.0, "high": (1 + 4.5) / 2}
+    assert results["second"]["ratio"] == pytest.approx(expected)
+
+
 def test_several_calls_of_a_round_count_as_their_median():
     calls = [[{"a": 1.0}, {"a": 2.0}, {"a": 9.0}], [{"a": 4.0}]]
     results = benchmark.summaries({"first": rounds_of(1.0, 2.0), "second": calls})
@@ -44,8 +52,8 @@ def test_several_calls_of_a_round_count_as_their_median():
 
 def test_components_are_shares_of_all_calls():
     calls = [{"a": 1.0, "b": 3.0}, {"a": 3.0, "b": 1.0, "c": 2.0}]
-    shares = benchmark.shares_of(5.0, calls)
-    assert shares == pytest.approx({"a": 2.0, "b": 2.0, "c": 1.0})
+    shares = benchmark.shares_of(4.0, calls)
+    assert shares == pytest.approx({"a": 1.6, "b": 1.6, "c": 0.8})
 
 
 @pytest.fixture(scope="module")
