@@ -107,7 +107,8 @@ def test_a_training_in_each_layout(train_net, tmp_path, layout):
     assert set(results) == {"bbox", "segm"}
     out = tmp_path / "out"
     files = {"model_best.pth", "model_final.pth", "config.yaml", "metrics.json", "curves.png"}
-    assert files | {"best_images.jpg", "worst_images.jpg"} <= {f.name for f in out.iterdir()}
+    files |= {"best_images.jpg", "worst_images.jpg", "report.html", "environment.json"}
+    assert files <= {f.name for f in out.iterdir()}
     for name in ("model_best", "model_final"):
         classes = torch.load(out / f"{name}.pth")["classes"]
         assert classes == {"names": ["even", "odd"], "ids": [1, 2]}
@@ -199,6 +200,8 @@ def test_no_data_at_all(train_net, tmp_path):
         call(train_net, "--config-file", config, "--eval-only")
     with pytest.raises(SystemExit, match="error: nowhere: no such file or folder"):
         call(train_net, "--config-file", config, "--dataset", "nowhere")
+    with pytest.raises(SystemExit, match="error: shapes_val: is no folder but a data set that is"):
+        call(train_net, "--config-file", config, "--dataset", "shapes_val")
 
 
 def test_the_command_line_goes_before_the_folder(tmp_path):

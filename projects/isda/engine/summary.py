@@ -1,4 +1,4 @@
-"""What a training leaves beside its weights: curves, and its best and worst images."""
+"""What a training leaves beside its weights: curves, its best and worst images, a report."""
 
 import json
 import logging
@@ -14,6 +14,7 @@ from isda.data.images import read_image
 from isda.engine.evaluation import PREDICTIONS, evaluation_folder
 from isda.engine.hooks import BEST, BEST_PREFIX
 from isda.engine.image_quality import ImageQuality, best_threshold, image_qualities
+from isda.report import write_report
 from isda.visualization import (
     class_labels,
     contact_sheet,
@@ -35,12 +36,14 @@ _MOST_LABELS = 12  # more of them hide the image
 
 
 def write_summary(cfg: CfgNode) -> None:
-    """Draws ``curves.png``, ``best_images.jpg`` and ``worst_images.jpg`` into ``OUTPUT_DIR``.
+    """Draws curves, the best and the worst images and a report into ``OUTPUT_DIR``.
 
-    The images are those of the first data set in ``DATASETS.TEST`` with the highest and the lowest
-    quality (:func:`isda.engine.image_quality.image_qualities`), as the weights in
-    ``model_best.pth`` segment them, beside their ground truth. What cannot be drawn is logged: a
-    training that has ended does not fail by its pictures.
+    The files are ``curves.png``, ``best_images.jpg``, ``worst_images.jpg`` and ``report.html``
+    (:func:`isda.report.write_report`). The images are those of the first data set in
+    ``DATASETS.TEST`` with the highest and the lowest quality
+    (:func:`isda.engine.image_quality.image_qualities`), as the weights in ``model_best.pth``
+    segment them, beside their ground truth. What cannot be drawn is logged: a training that has
+    ended does not fail by its pictures.
 
     Args:
         cfg: of a training that this process has evaluated. All processes call it together; the
@@ -54,14 +57,22 @@ def write_summary(cfg: CfgNode) -> None:
 def _write(cfg: CfgNode) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     written = []
-    try:
-        curves = folder / "curves.png"
-        plot_curves({folder.resolve().name: read_metrics(folder / "metrics.json")}, curves)
-        written.append(curves)
-        written += _draw_extremes(cfg, folder)
-    except (OSError, ValueError) as error:
-        logger.warning("no more pictures of the training: %s", error)
+    for draw in (_draw_curves, _draw_extremes, _draw_report):
+        try:
+            written += draw(cfg, folder)
+        except (OSError, ValueError) as error:
+            logger.warning("not all pictures of the training: %s", error)
     _announce(folder, written)
+
+
+def _draw_curves(cfg: CfgNode, folder: Path) -> list[Path]:
+    curves = folder / "curves.png"
+    plot_curves({folder.resolve().name: read_metrics(folder / "metrics.json")}, curves)
+    return [curves]
+
+
+def _draw_report(cfg: CfgNode, folder: Path) -> list[Path]:
+    return [write_report(folder)]
 
 
 def _draw_extremes(cfg: CfgNode, folder: Path) -> list[Path]:
