@@ -111,6 +111,21 @@ def test_weights_of_a_torchvision_resnet(tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_below_state_dict(tmp_path):
+    weights = small_model().state_dict()
+    torch.save({"state_dict": weights, "meta": {"epoch": 12}}, tmp_path / "w.pth")
+    model = small_model()
+    Checkpointer(model, min_matched=1.0).load(str(tmp_path / "w.pth"))
+    assert torch.equal(model["classes"].weight, weights["classes.weight"])
+
+
+def test_weights_of_another_implementation(tmp_path):
+    name = "transformer.encoder.layers.0.self_attn.sampling_offsets.weight"
+    path = save(tmp_path / "w.pth", {name: torch.zeros(2), "class_embed.0.bias": torch.zeros(91)})
+    with pytest.raises(WeightsError, match="Deformable DETR, the authors' release.*convert_weigh"):
+        Checkpointer(small_model(), min_matched=0.5).load(path)
+
+
 def test_weights_of_detectron2s_model_zoo(tmp_path):
     weights = {n: w.numpy() for n, w in small_model().state_dict().items()}
     with open(tmp_path / "w.pkl", "wb") as file:

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *("README.md", "demo/README.md", "tools/README.md"),
     "docs/BENCHMARK.md",
+    "docs/CUSTOM_DATA.md",
     *("docs/CONFIG.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md", "docs/MASK_EMBEDDING.md"),
-    *("docs/MODEL_ZOO.md", "docs/OP.md"),
+    *("docs/MODEL_ZOO.md", "docs/OP.md", "docs/WEIGHTS.md"),
 ]
 
 

@@ -160,7 +160,11 @@ def write(result: Conversion, settings: Mapping[str, Any], args: argparse.Namesp
     torch.save({"model": result.weights}, args.output)
     pairs = {"MODEL.WEIGHTS": args.output} | settings
     words = [word for key, value in pairs.items() for word in (key, str(value))]
-    print(f"use it with\n  --config-file {args.config_file} {shlex.join([*words, *args.opts])}")
+    config_file = Path(args.config_file)
+    if config_file.is_relative_to(Path.cwd()):
+        config_file = config_file.relative_to(Path.cwd())
+    words = ["--config-file", str(config_file), *words, *args.opts]
+    print(f"use it with\n  {shlex.join(words)}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

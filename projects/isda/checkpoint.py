@@ -271,8 +271,8 @@ def _remedy(report: WeightsReport) -> str:
             "Check MODEL.WEIGHTS and the architecture's keys, or set MODEL.WEIGHTS_MIN_MATCHED to 0"
         )
     return (
-        f"The file has the names of {SOURCES[source].title}: tools/convert_weights.py makes one of "
-        "it that fits"
+        f"The file has other names than this project's ({SOURCES[source].title}): "
+        "tools/convert_weights.py converts it"
     )
 
 

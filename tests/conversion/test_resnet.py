@@ -136,8 +136,13 @@ def test_a_backbone_below_a_feature_pyramid(tmp_path, capsys):
     theirs = with_random_statistics(torchvision.models.resnet18())
     config = str(convert_weights.ROOT / FPN)
     assert convert_file(tmp_path, theirs.state_dict(), "--config-file", config) == 0
-    ours, weights, _ = backbone(capsys.readouterr().out, tmp_path)
+    out = capsys.readouterr().out
+    ours, weights, cfg = backbone(out, tmp_path)
     assert all(name.startswith("backbone.bottom_up.") for name in weights)
+    assert "an ImageNet classifier has no feature pyramid" in out
+    # The config has MSRA's: BGR, no division, and the stride of a stage in its 1x1 convolution.
+    assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD) == ("RGB", [58.395, 57.12, 57.375])
+    assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
     image = torch.rand(1, 3, 64, 64)
     expected = features(theirs, image)["res5"]
     torch.testing.assert_close(ours.bottom_up(image)["res5"], expected, rtol=1e-4, atol=1e-4)
@@ -180,6 +185,7 @@ def test_loading_an_unconverted_file_names_the_remedy(tmp_path):
     model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
     with pytest.raises(WeightsError) as error:
         Checkpointer(model, min_matched=0.5).load(str(tmp_path / "theirs.pth"))
-    assert "The file has the names of ResNet of torchvision: tools/convert_weights.py" in str(
-        error.value
+    assert str(error.value).endswith(
+        "The file has other names than this project's (ResNet of torchvision): "
+        "tools/convert_weights.py converts it"
     )

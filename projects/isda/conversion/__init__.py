@@ -4,7 +4,7 @@ A table per source says what becomes of each of its tensors; :func:`convert` app
 for every name of the file and of the model.
 """
 
-from isda.conversion.convert import Conversion, convert
+from isda.conversion.conversion import Conversion, convert
 from isda.conversion.resnet import detectron2_resnet
 from isda.conversion.sources import SOURCES, detect
 

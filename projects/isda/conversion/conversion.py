@@ -134,7 +134,10 @@ def _in_model(name: str, expected: Mapping[str, Tensor]) -> str | None:
 
 
 def _without_copies(pieces: list[_Piece], result: Conversion) -> list[_Piece]:
-    """One piece per part, in order. A module that layers share is stored once per layer."""
+    """The pieces in the order of their parts, copies of one part together.
+
+    A module that layers share is stored once per layer; what differs from the last is put down.
+    """
     parts = {piece.rule.part: piece for piece in pieces}  # the last of each
     for piece in pieces:
         kept = parts[piece.rule.part]
@@ -154,8 +157,7 @@ def _without_copies(pieces: list[_Piece], result: Conversion) -> list[_Piece]:
 def _place(
     ours: str, pieces: list[_Piece], expected: Mapping[str, Tensor], result: Conversion
 ) -> None:
-    parts = {piece.rule.part: piece.tensor for piece in pieces}
-    tensor = torch.cat(list(parts.values())) if len(parts) > 1 else pieces[0].tensor
+    tensor = _joined(pieces)
     rows = pieces[0].rule.rows
     if rows:
         tensor = _selected(tensor, rows, ours, expected[ours], result)
@@ -170,6 +172,13 @@ def _place(
         name = f"{ours.rpartition('.')[0]}.{kind}"
         if name in expected:
             result.weights[name] = torch.full_like(tensor, number)
+
+
+def _joined(pieces: list[_Piece]) -> Tensor:
+    tensors = list({piece.rule.part: piece.tensor for piece in pieces}.values())
+    # Parts that cannot be joined are told of as a wrong shape, that of the first.
+    joinable = all(tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors)
+    return torch.cat(tensors) if len(tensors) > 1 and joinable else tensors[0]
 
 
 def _selected(
