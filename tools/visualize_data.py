@@ -2,6 +2,7 @@
 
 python tools/visualize_data.py --source annotation --config-file CONFIG --output-dir pictures
 python tools/visualize_data.py --source dataloader --config-file CONFIG --output-dir pictures
+python tools/visualize_data.py --source dataloader --config-file CONFIG --dataset FOLDER
 """
 
 import argparse
@@ -20,6 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 
 from isda.engine.loader import training_dicts
+from isda.engine.own_data import use_own_data
 from isda.engine.setup import load_config
 from isda.engine.trainer import Trainer
 from isda.visualization import class_labels, draw_annotations, draw_instances, write_image
@@ -31,6 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--source", choices=["annotation", "dataloader"], required=True)
     parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--dataset", default="", metavar="PATH", help="as of train_net.py")
     parser.add_argument("--output-dir", default="visualized")
     parser.add_argument("--limit", type=int, default=50, help="pictures; 0: all (default: 50)")
     parser.add_argument("--no-labels", action="store_true", help="masks alone")
@@ -82,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             sys.path.insert(0, "")  # the working directory, where such a module lies
             importlib.import_module(args.module)
         cfg = load_config(args.config_file, args.opts)
+        for note in use_own_data(cfg, args.dataset):
+            print(note)
         cfg.SEED = max(cfg.SEED, 0)  # -1 lets a training choose one; a picture needs none
         pictures = source(cfg, not args.no_labels)
         for file_name, image in itertools.islice(pictures, args.limit or None):
