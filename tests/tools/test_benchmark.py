@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,14 @@ def test_models_of_detectron2_are_measured(tmp_path):
     assert row["latency"]["instances"] == 100
     assert row["flops"]["components"]["heads"] > row["flops"]["components"]["neck"] > 0
     assert set(row["training"]["components"]) == {"forward", "backward", "optimiser"}
+
+
+@pytest.mark.parametrize("page", ["docs/BENCHMARK.md", "docs/GETTING_STARTED.md"])
+def test_commands_of_the_pages_name_what_there_is(page):
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    commands = re.findall(r"^python tools/benchmark.py (.*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        args = benchmark.parse_arguments(shlex.split(command))
+        names = list(benchmark.load_configs(args))
+        assert {pair.partition("=")[0] for pair in args.ap} <= set(names)
