@@ -45,6 +45,7 @@ from benchmarking.workload import (
     synthetic_inputs,
 )
 from isda.engine.setup import ConfigError
+from isda.model_zoo import ModelZooError
 from isda.visualization import read_metrics
 
 TASKS = ("size", "latency", "throughput", "training")
@@ -210,7 +211,10 @@ def read_ap(text: str) -> float:
     except ValueError:
         path = Path(text)
     path = path / "metrics.json" if path.is_dir() else path
-    found = [record[AP_KEY] for record in read_metrics(path) if AP_KEY in record]
+    try:
+        found = [record[AP_KEY] for record in read_metrics(path) if AP_KEY in record]
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from error
     if not found:
         raise BenchmarkError(f"{path} records no {AP_KEY}: has the training evaluated yet?")
     return found[-1]
@@ -241,21 +245,28 @@ def benchmark(args: argparse.Namespace) -> dict:
     rows = {name: {"name": name, "config": c} for name, c in zip(cfgs, args.config_file)}
     for name, ap in read_aps(args.ap, list(cfgs)).items():
         rows[name]["ap"] = ap
-    if set(args.tasks) & {"size", "latency", "throughput"}:
-        models = {name: build_for_inference(cfg) for name, cfg in cfgs.items()}
-        for name, model in models.items() if "size" in args.tasks else ():
-            rows[name] |= measure_size(model, args.size)
-        for task, batch in (("latency", 1), ("throughput", args.batch)):
-            results = measure_inference(models, batch, args) if task in args.tasks else {}
-            for name, result in results.items():
-                rows[name][task] = result
-        del models
-    if "training" in args.tasks:
+    if "training" in args.tasks:  # first, because it is what a model may be unfit for
         for name, result in measure_training(cfgs, args).items():
             rows[name]["training"] = result
+    if set(args.tasks) != {"training"}:
+        add_inference(rows, cfgs, args)
     settings = {key: getattr(args, key) for key in SETTINGS}
     environment = describe_environment(torch.device(args.device))
     return {"environment": environment, **settings, "rows": list(rows.values())}
+
+
+def add_inference(
+    rows: Mapping[str, dict], cfgs: Mapping[str, CfgNode], args: argparse.Namespace
+) -> None:
+    """Put into the rows what was asked for of size, latency and throughput."""
+    models = {name: build_for_inference(cfg) for name, cfg in cfgs.items()}
+    if "size" in args.tasks:
+        for name, model in models.items():
+            rows[name] |= measure_size(model, args.size)
+    for task, batch in (("latency", 1), ("throughput", args.batch)):
+        if task in args.tasks:
+            for name, result in measure_inference(models, batch, args).items():
+                rows[name][task] = result
 
 
 def write(report: Mapping, output: Path) -> None:
@@ -311,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     try:
         report = benchmark(args)
-    except (BenchmarkError, ConfigError, OSError, ValueError) as error:
+    except (BenchmarkError, ConfigError, FileNotFoundError, ModelZooError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(markdown(report))

@@ -184,6 +184,20 @@ def test_breakdowns_and_pictures_are_written(measured, rows):
             ["--config-file", "shapes/isda_tiny", "--opts", "MODEL.ISDA.QUERIES", "3"],
             "error: unknown config key MODEL.ISDA.QUERIES",
         ),
+        (
+            [
+                "--config-file",
+                "detectron2/Base-RetinaNet",
+                "--opts",
+                "MODEL.RETINANET.CLASSES",
+                "3",
+            ],
+            "error: unknown config key MODEL.RETINANET.K",
+        ),
+        (
+            ["--config-file", "shapes/isda_tiny", "--ap", "isda_tiny=nothing.json"],
+            "error: no metrics at nothing.json",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(capsys, arguments, message):

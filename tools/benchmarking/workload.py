@@ -68,7 +68,7 @@ def load_config(name: str, overrides: list[str]) -> CfgNode:
     """
     path = config_path(name)
     if path.is_relative_to(DETECTRON2_CONFIGS):
-        cfg = read_config()
+        cfg = read_config(opts=overrides)  # which names wrong keys
         cfg.merge_from_file(str(path))  # some of theirs compute values, which ours must not
         cfg.merge_from_list(overrides)
     else:
