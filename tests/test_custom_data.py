@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parent / "data/formats"))
-from examples import labelme, photo, polygon_region, shape, via_content
+from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
 import check_dataset
 import convert_dataset

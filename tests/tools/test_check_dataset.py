@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "data/survey"))
-from datasets import content, write
+from examples_of_datasets import content, write
 
 import check_dataset
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "data/formats"))
-from examples import labelme, photo, polygon_region, shape, via_content
+from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
 import convert_dataset
 from isda.data.coco_json import read_coco_json

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from examples import SIZE, SQUARE, drawn, labelme, photo, shape
+from examples_of_formats import SIZE, SQUARE, drawn, labelme, photo, shape
 
 from isda.data.checks import clean_annotations
 from isda.data.coco_json import read_coco_json

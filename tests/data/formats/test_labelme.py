@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from examples import SIZE, SQUARE, drawn, grid, iou, labelme, photo, png, shape
+from examples_of_formats import SIZE, SQUARE, drawn, grid, iou, labelme, photo, png, shape
 
 from isda.data.errors import DatasetError
 from isda.data.formats import Embedded, Report

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from examples import SIZE, drawn, photo
+from examples_of_formats import SIZE, drawn, photo
 from PIL import Image
 
 from isda.data.formats import Report

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from examples import drawn, grid, iou
+from examples_of_formats import drawn, grid, iou
 
 from isda.data.formats.annotated import UnusableShapeError
 from isda.data.formats.outlines import as_points, circle, ellipse, polygon, rectangle

@@ -4,7 +4,17 @@ import json
 import math
 
 import pytest
-from examples import SIZE, SQUARE, drawn, grid, iou, photo, polygon_region, via_content, via_csv
+from examples_of_formats import (
+    SIZE,
+    SQUARE,
+    drawn,
+    grid,
+    iou,
+    photo,
+    polygon_region,
+    via_content,
+    via_csv,
+)
 
 from isda.data.errors import DatasetError
 from isda.data.formats import Report

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import SIZE, annotation, box, content, write
+from examples_of_datasets import SIZE, annotation, box, content, write
 from PIL import Image
 
 from isda.data.layouts import Split, find_dataset
