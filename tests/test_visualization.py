@@ -211,6 +211,20 @@ def test_records_of_a_resumed_run_replace_the_older_ones(tmp_path):
     ]
 
 
+def test_an_evaluation_is_written_after_later_losses(tmp_path):
+    path = write_metrics(
+        tmp_path / "metrics.json",
+        {"iteration": 19, "total_loss": 9.0},
+        {"iteration": 39, "total_loss": 8.0},
+        {"iteration": 22, "segm/AP": 5.0},
+        {"iteration": 49, "total_loss": 7.0},
+        {"iteration": 45, "segm/AP": 6.0},
+        {"iteration": 50, "segm/AP": 6.5},
+    )
+    assert [r["iteration"] for r in read_metrics(path)] == [19, 22, 39, 45, 49, 50]
+    assert [r.get("total_loss") for r in read_metrics(path)] == [9.0, None, 8.0, None, 7.0, None]
+
+
 def test_metrics_that_are_missing_or_empty_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metrics at .*metrics.json"):
         read_metrics(tmp_path / "metrics.json")

@@ -4,11 +4,13 @@ Images are ``(H, W, 3)`` uint8 in RGB throughout; masks are as Detectron2's ``Vi
 them: ``(G, H, W)`` bool, ``BitMasks``, ``PolygonMasks``, or a list of polygons or RLE.
 """
 
+import bisect
 import colorsys
 import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import cv2
@@ -274,12 +276,15 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
         if record is None:
             broken += bool(line.strip())
             continue
-        while records and records[-1]["iteration"] > record["iteration"]:
-            records.pop()
-        if records and records[-1]["iteration"] == record["iteration"]:
-            records[-1] |= record
+        if "total_loss" in record:
+            while records and records[-1]["iteration"] > record["iteration"]:
+                records.pop()
+        # An evaluation is written after the losses of the next iterations.
+        place = bisect.bisect_left(records, record["iteration"], key=itemgetter("iteration"))
+        if place < len(records) and records[place]["iteration"] == record["iteration"]:
+            records[place] |= record
         else:
-            records.append(record)
+            records.insert(place, record)
     if broken:
         logger.warning("%s: skipped %d unreadable line(s)", path, broken)
     if not records:
