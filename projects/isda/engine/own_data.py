@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from isda.data.errors import DatasetError
 from isda.data.own_data import OwnData, register_folder
@@ -38,6 +39,11 @@ def use_own_data(
     path = path or cfg.DATASETS.PATH
     if not path:
         return []
+    if str(path) in DatasetCatalog and not Path(path).exists():
+        raise DatasetError(
+            f"{path}: is no folder but a data set that is registered already: name it by "
+            f"DATASETS.TRAIN \"('{path}',)\" instead of --dataset"
+        )
     data = register_folder(path)
     datasets, own = cfg.DATASETS, set(data.names.values())
     datasets.PATH = str(Path(path).expanduser().absolute())
