@@ -192,7 +192,7 @@ def test_breakdowns_and_pictures_are_written(measured, rows):
                 "MODEL.RETINANET.CLASSES",
                 "3",
             ],
-            "error: unknown config key MODEL.RETINANET.K",
+            "error: unknown config key MODEL.RETINANET.CLASSES",
         ),
         (
             ["--config-file", "shapes/isda_tiny", "--ap", "isda_tiny=nothing.json"],
