@@ -71,3 +71,22 @@ def test_images_are_read_as_the_weights_were_trained(tmp_path, capsys):
     assert cfg.MODEL.PIXEL_MEAN == recipe.MODEL.PIXEL_MEAN
     assert cfg.MODEL.PIXEL_STD == recipe.MODEL.PIXEL_STD
     assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
+
+
+def test_what_the_command_line_says_otherwise(tmp_path, capsys):
+    torch.save(filled(authors(SMALL)), tmp_path / "theirs.pth")
+    ours = tmp_path / "ours.pth"
+    words = [
+        str(tmp_path / "theirs.pth"),
+        str(ours),
+        *SMALL_OPTIONS,
+        "MODEL.ISDA.NECK_BIAS",
+        "False",
+    ]
+    assert convert_weights.main(words) == 1
+    error = capsys.readouterr().err
+    assert "with MODEL.ISDA.NECK_BIAS True, the command line says False" in error
+    assert not ours.exists()
+    assert convert_weights.main(["--partial", *words]) == 0
+    assert "input_proj.0.0.bias: would be neck.projections.1.bias" in capsys.readouterr().out
+    assert "neck.projections.1.bias" not in torch.load(ours)["model"]
