@@ -13,6 +13,7 @@ alike. Shapes without an area, and others that no instance can be made of, are l
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -97,10 +98,11 @@ def convert(args: argparse.Namespace) -> None:
     for split, part in splits.items():
         write_coco(args.output, split, part, classes)
     print_splits(splits, classes)
-    print(f"\npython tools/check_dataset.py {args.output}")
+    folder = shlex.quote(str(args.output))
+    print(f"\npython tools/check_dataset.py {folder}")
     print(
         "python train_net.py --config-file configs/finetune/isda_mobilenet_v2.yaml "
-        f"--dataset {args.output}"
+        f"--dataset {folder}"
     )
 
 

@@ -175,6 +175,15 @@ def test_images_that_cannot_be_used_are_refused(tmp_path):
     assert f"its image d.jpg is not in {tmp_path}" in missing and "--images" in missing
 
 
+def test_two_names_of_one_image(tmp_path):
+    photo(tmp_path / "1.jpg")
+    regions = {f"{name}/1.jpg": [polygon_region(kind="nut")] for name in ("left", "right")}
+    (tmp_path / "via.json").write_text(json.dumps(via_content(regions)))
+    (image,), report = read(tmp_path / "via.json")
+    assert image.name == "1.jpg"
+    assert "right/1.jpg is the image 1.jpg, as another name is: put the" in report.refused[0]
+
+
 def test_images_in_another_folder(tmp_path):
     path = write(tmp_path / "photos", {"a.jpg": [polygon_region(kind="nut")]})
     path = path.rename(tmp_path / "via.json")

@@ -43,9 +43,11 @@ def detect_format(path: Path) -> str:
         return "mask-folders"
     if has_label_images(path):
         return "label-images"
-    kinds = {file: annotation_format(file) for file in sorted(path.rglob("*.json"))}
-    if "labelme" in kinds.values():
-        return "labelme"
+    kinds: dict[Path, str] = {}
+    for file in sorted(path.rglob("*.json")):
+        kinds[file] = annotation_format(file)
+        if kinds[file] == "labelme":
+            return "labelme"
     raise DatasetError(f"{path}: {_why_not(kinds)}")
 
 

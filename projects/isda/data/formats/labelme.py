@@ -72,7 +72,10 @@ def read_labelme(
             )
             continue
         found[image.name], origins[image.name] = image, file
-    _add_unannotated(found, images or folder, report, unannotated_are_empty)
+    # The image of a file that was refused is not one without a file.
+    stems = {file.stem for file in files}
+    rest = [path for path in image_files(images or folder) if path.stem not in stems]
+    _add_unannotated(found, rest, images or folder, report, unannotated_are_empty)
     return list(found.values())
 
 
@@ -124,11 +127,16 @@ def _name(source: Path | Embedded, file: Path, roots: list[Path]) -> str:
 
 
 def _add_unannotated(
-    found: dict[str, AnnotatedImage], folder: Path, report: Report, are_empty: bool
+    found: dict[str, AnnotatedImage],
+    paths: list[Path],
+    folder: Path,
+    report: Report,
+    are_empty: bool,
 ) -> None:
+    """Images below ``folder`` that no file annotates."""
     used = {image.source.resolve() for image in found.values() if isinstance(image.source, Path)}
-    rest = [path for path in image_files(folder) if path.resolve() not in used]
-    rest = [path for path in rest if path.relative_to(folder).as_posix() not in found]
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    rest = [path for path in paths if path.resolve() not in used and names[path] not in found]
     if rest and not are_empty:
         report.notes.append(
             f"{len(rest)} images have no labelme file, such as {rest[0].name}: they are left out "
@@ -137,8 +145,7 @@ def _add_unannotated(
         return
     for path in rest:
         try:
-            name = path.relative_to(folder).as_posix()
-            found[name] = AnnotatedImage(name, path, read_size(path), [])
+            found[names[path]] = AnnotatedImage(names[path], path, read_size(path), [])
         except ImageError as error:
             report.refuse(error)
 

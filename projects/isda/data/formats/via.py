@@ -78,10 +78,15 @@ def read_via(
         except DatasetError as error:
             report.refuse(error)
             continue
+        place = source.relative_to(folder).as_posix()
+        if place in found:
+            report.refuse(
+                f"{file}: {name} is the image {place}, as another name is: put the images into "
+                f"folders below {folder} as VIA names them"
+            )
+            continue
         instances = _instances(regions, size, class_attribute, class_name, report)
-        found[str(source)] = AnnotatedImage(
-            source.relative_to(folder).as_posix(), source, size, instances
-        )
+        found[place] = AnnotatedImage(place, source, size, instances)
     return list(found.values())
 
 
