@@ -9,6 +9,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from matplotlib.figure import Figure
 
 import plot_metrics
+from isda import visualization
+from isda.structures import EncodedMasks
 from isda.visualization import (
     brighten,
     class_labels,
@@ -295,3 +297,46 @@ def test_plot_metrics_reads_folders_and_files(tmp_path, capsys):
     with pytest.raises(SystemExit):
         plot_metrics.main([*runs, "--names", "one"])
     assert "wants 2 names" in capsys.readouterr().err
+
+
+@pytest.fixture
+def found(masks):
+    """Three instances, of which the first lies within the last."""
+    instances = Instances(masks.shape[1:])
+    inner = np.zeros_like(masks[:1])
+    inner[0, 35:45, 50:60] = True
+    instances.pred_masks = torch.from_numpy(np.concatenate([inner, masks]))
+    instances.scores = torch.tensor([0.9, 0.8, 0.7])
+    instances.pred_classes = torch.zeros(3, dtype=torch.int64)
+    return instances
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_large_images_are_painted_mask_by_mask(image, found, encoded, monkeypatch):
+    monkeypatch.setattr(visualization, "_LARGE_PIXELS", 100)
+    monkeypatch.setattr(visualization, "Visualizer", None)  # nobody asks for it
+    masks = found.pred_masks
+    if encoded:
+        found.pred_masks = EncodedMasks.encode(masks)
+    before = image.copy()
+    drawn = draw_predictions(image, found, with_labels=False)
+    np.testing.assert_array_equal(image, before)
+    expected, edges = image.astype(float), np.zeros(image.shape[:2], bool)
+    # The smallest, which lies within another, last.
+    for index in masks.flatten(1).sum(dim=1).argsort(descending=True).tolist():
+        mask = masks[index].numpy()
+        expected[mask] = (expected[mask] + 255 * np.array(instance_colors(3)[index])) / 2
+        edges |= mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
+    assert edges.mean() < 0.1
+    assert np.abs(drawn - expected)[~edges].max() <= 2
+    assert np.abs(drawn - expected)[edges].max() > 50  # the outlines
+    labelled = draw_predictions(image, found, ["thing"])
+    assert (labelled != drawn).any()
+    half = draw_predictions(image, found, with_labels=False, scale=0.5)
+    assert half.shape == (round(image.shape[0] / 2), round(image.shape[1] / 2), 3)
+    assert (half != cv2.resize(image, half.shape[1::-1], interpolation=cv2.INTER_AREA)).any()
+
+
+def test_a_large_image_without_instances_is_left_as_it_is(image, found, monkeypatch):
+    monkeypatch.setattr(visualization, "_LARGE_PIXELS", 100)
+    np.testing.assert_array_equal(draw_predictions(image, found[found.scores > 1]), image)

@@ -16,8 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import GenericMask, Visualizer
-from pycocotools import mask as coco_mask
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor
 
 from isda.structures import EncodedMasks
 
@@ -43,6 +43,8 @@ _GAP = 6  # pixels between panels
 _TITLE_HEIGHT = 24  # pixels
 _WHITE = 255
 _BRIGHT = 200  # what brighten() wants the brightest pixels to be
+_LARGE_PIXELS = 2**22  # of an image that Matplotlib is spared
+_LINE, _FONT = 1500, 2500  # pixels of an image's longer side per unit of thickness and font size
 # Turning the hue by the golden ratio keeps any number of neighbours in the list apart.
 _GOLDEN_RATIO = 0.618034
 
@@ -124,35 +126,68 @@ def draw_predictions(
     """
     instances = instances.to("cpu")
     masks = instances.pred_masks if instances.has("pred_masks") else None
-    if isinstance(masks, EncodedMasks):
-        masks = [_OutlinedMask(rle, masks.image_size) for rle in masks.rles]
     labels = boxes = None
     if with_labels:
         scores = instances.scores.tolist()
         labels = class_labels(instances.pred_classes.tolist(), names, scores)
     if masks is None:
         boxes = instances.pred_boxes
+    elif isinstance(masks, EncodedMasks) or image[..., 0].size > _LARGE_PIXELS:
+        return _paint(image, masks, labels, colors or instance_colors(len(masks)), scale)
     return draw_instances(image, masks, boxes=boxes, labels=labels, colors=colors, scale=scale)
 
 
-class _OutlinedMask(GenericMask):
-    """Keeps outline and code of a mask, where Detectron2 would keep all masks of a large image."""
+def _paint(
+    image: np.ndarray,
+    masks: Tensor | EncodedMasks,
+    labels: Sequence[str] | None,
+    colors: Sequence[tuple[float, float, float]],
+    scale: float,
+) -> np.ndarray:
+    """As :func:`draw_instances`, mask by mask: of a large image Matplotlib makes gigabytes."""
+    height, width = (max(round(side * scale), 1) for side in image.shape[:2])
+    canvas = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
+    areas = masks.areas() if isinstance(masks, EncodedMasks) else masks.flatten(1).sum(dim=1)
+    order = areas.argsort(descending=True, stable=True).tolist()
+    centres = {i: _paint_mask(canvas, masks[i].numpy().astype(np.uint8), colors[i]) for i in order}
+    for index, centre in centres.items():
+        if labels is not None and centre is not None:
+            _write_label(canvas, labels[index], centre)
+    return canvas
 
-    def __init__(self, rle: dict, image_size: tuple[int, int]):
-        super().__init__(rle, *image_size)
-        self._rle, self._outline = rle, super().polygons
-        self._mask = None
 
-    @property
-    def mask(self) -> np.ndarray:
-        return coco_mask.decode(self._rle)
+def _paint_mask(
+    canvas: np.ndarray, mask: np.ndarray, color: tuple[float, float, float]
+) -> tuple[int, int] | None:
+    """Paints a ``(H, W)`` uint8 mask half transparent; returns the (x, y) amid its box."""
+    if mask.shape != canvas.shape[:2]:
+        mask = cv2.resize(mask, canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if len(rows) == 0:
+        return None
+    (top, bottom), (left, right) = ((line[0], line[-1] + 1) for line in (rows, columns))
+    window, part = (
+        np.ascontiguousarray(mask[top:bottom, left:right]),
+        canvas[top:bottom, left:right],
+    )
+    rgb = 255 * np.array(color)
+    blends = ((np.arange(256)[:, None] + rgb) / 2).astype(np.uint8)[None]  # (1, 256, 3)
+    np.copyto(part, cv2.LUT(np.ascontiguousarray(part), blends), where=window[..., None] > 0)
+    contours, _ = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    thickness = max(round(max(canvas.shape) / _LINE), 1)
+    cv2.drawContours(canvas, contours, -1, rgb.tolist(), thickness, offset=(int(left), int(top)))
+    return int(left + right) // 2, int(top + bottom) // 2
 
-    @property
-    def polygons(self) -> list[np.ndarray]:
-        return self._outline
 
-    def area(self) -> np.uint64:
-        return np.uint64(coco_mask.area(self._rle))
+def _write_label(canvas: np.ndarray, text: str, centre: tuple[int, int]) -> None:
+    """White on black, moved into the canvas where it would leave it."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, max(max(canvas.shape) / _FONT, 0.4)
+    thickness = max(round(size), 1)
+    (width, height), below = cv2.getTextSize(text, font, size, thickness)
+    x = max(min(centre[0] - width // 2, canvas.shape[1] - width), 0)
+    y = max(min(centre[1] + height // 2, canvas.shape[0] - below), height)
+    cv2.rectangle(canvas, (x, y - height), (x + width, y + below), (0, 0, 0), cv2.FILLED)
+    cv2.putText(canvas, text, (x, y), font, size, (255, 255, 255), thickness, cv2.LINE_AA)
 
 
 def draw_annotations(

@@ -145,10 +145,11 @@ def test_kinds_of_images_give_one_result(predictor, tmp_path, kind):
 def test_channels_reach_the_model_in_its_order(tmp_path, image_format, channels):
     predictor = Predictor(probe_config(tmp_path, "INPUT.FORMAT", image_format))
     red = np.zeros((70, 70, 3), np.uint8) + np.array([250, 40, 10], np.uint8)
-    prediction = predictor(red if channels == "RGB" else red[..., ::-1], channels=channels)
+    image = red if channels == "RGB" else red[..., ::-1]
     expected = [250, 40, 10] if image_format == "RGB" else [10, 40, 250]
-    assert predictor.model.colors[0] == pytest.approx(expected)
-    assert prediction.image[0, 0].tolist() == [250, 40, 10]
+    for prediction in (predictor(image, channels=channels), *predictor([image], channels=channels)):
+        assert predictor.model.colors[0] == pytest.approx(expected)
+        assert prediction.image[0, 0].tolist() == [250, 40, 10]
 
 
 def test_lists_run_in_batches_in_order(tmp_path):
@@ -337,7 +338,6 @@ def test_encoded_and_dense_masks_are_the_same(tmp_path, monkeypatch, architectur
     assert encoded.to_coco() == dense.to_coco()
     # As the evaluation does it.
     assert instances_to_coco_json(encoded, 1) == instances_to_coco_json(dense, 1)
-    np.testing.assert_array_equal(encoded[:7].draw(), dense[:7].draw())
 
 
 def mask_rcnn_predictor(folder):
