@@ -2,6 +2,7 @@ import json
 import platform
 from datetime import datetime
 
+import detectron2
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -88,6 +89,7 @@ def test_annotations_that_end_with_the_process_are_kept(tmp_path):
 def test_machine_and_versions_are_those_of_this_process():
     assert versions()["torch"] == torch.__version__
     assert versions()["python"] == platform.python_version()
+    assert versions()["detectron2"] == detectron2.__version__
     found = machine()
     assert found["cpu"] and found["cores"] >= 1 and found["processes"] == 1
     assert found["threads"] == torch.get_num_threads()

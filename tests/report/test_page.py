@@ -203,6 +203,11 @@ def test_only_metrics(tmp_path):
     assert "There is no config.yaml" in text and "Learning rate" in text
 
 
+def test_only_an_evaluation(folder):
+    (folder / "metrics.json").write_text(json.dumps(METRICS[2]))
+    assert "Mask AP 71.2 at iteration 49" in report_of(folder)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

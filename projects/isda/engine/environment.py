@@ -7,12 +7,12 @@ import os
 import platform
 import shlex
 import shutil
-import socket
 import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -31,7 +31,7 @@ _STARTED = time.time()  # of the process, nearly: this module is imported first 
 _GIB = 2**30
 _PACKAGES = (
     *("isda", "torch", "torchvision", "detectron2", "numpy", "pycocotools", "pillow"),
-    "opencv-python-headless",
+    *("opencv-python-headless", "opencv-python"),
 )
 
 
@@ -104,7 +104,6 @@ def machine(device: str = "cpu") -> dict:
     """
     gpus = range(torch.cuda.device_count()) if device.startswith("cuda") else ()
     return {
-        "name": socket.gethostname(),
         "system": platform.platform(),
         "cpu": _cpu_name(),
         "cores": _usable_cores(),
@@ -119,7 +118,8 @@ def versions() -> dict[str, str]:
     """Of Python, of the packages that decide about results, and of CUDA where PyTorch has it."""
     found = {"python": platform.python_version()}
     found |= {name: version for name in _PACKAGES if (version := version_of(name))}
-    found["torch"] = str(torch.__version__)  # with the build, which the metadata may lack
+    # As they say themselves: with the build, and however they were installed.
+    found |= {"torch": str(torch.__version__), "detectron2": detectron2.__version__}
     if torch.version.cuda:
         found["CUDA"] = torch.version.cuda
     return found

@@ -127,7 +127,7 @@ def _linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
         low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
     rough = (high - low) / count
     unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * 0.999)
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
 

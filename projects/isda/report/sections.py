@@ -52,7 +52,8 @@ def _ap_cards(training: Training, task: str, names: Sequence[str]) -> list[Html]
             continue
         iteration, value = top
         where = f" on {name}" if len(names) > 1 else ""
-        last = "" if top == values[-1] else f", {values[-1][1]:.1f} at the end"
+        final = f"{values[-1][1]:.1f}"
+        last = "" if final == f"{value:.1f}" else f", {final} at the end"
         note = f"at iteration {iteration}{_epoch(training, iteration)}{last}"
         cards.append(_card(TASKS[task] + where, f"{value:.1f}", note))
     return cards
@@ -73,8 +74,8 @@ def _size_cards(training: Training) -> list[Html]:
         cards.append(_card("Time in steps", _duration(steps), "without evaluations"))
     losses = training.metric("total_loss")
     if losses:
-        first, last = losses[0], losses[-1]
-        cards.append(_card("Loss", number(last[1]), f"from {number(first[1])} at the start"))
+        first = f"from {number(losses[0][1])} at the start" if len(losses) > 1 else None
+        cards.append(_card("Loss", number(losses[-1][1]), first))
     return cards
 
 
@@ -93,7 +94,7 @@ def _epoch(training: Training, iteration: int) -> str:
     epochs = training.config.get("SOLVER.EPOCHS")
     if not epochs or not training.planned:
         return ""
-    return f", epoch {iteration / training.planned * epochs:.3g}"
+    return f", epoch {round(iteration / training.planned * epochs, 1):g}"
 
 
 def _duration(seconds: float) -> str:
@@ -322,7 +323,7 @@ def _facts(session: Mapping) -> list[tuple[str, object]]:
     memory = session.get("peak_memory", {})
     peak = [f"{value:g} GiB {where}" for where, value in memory.items()]
     gpus = place.get("gpus", [])
-    cores = f"{place.get('cores')} cores, {place.get('threads')} threads of PyTorch per process"
+    cores = f"{place.get('cores')} cores, threads of PyTorch: {place.get('threads')}"
     processes = place.get("processes", 1)
     return [
         ("Command", tag("code", session.get("command", ""))),

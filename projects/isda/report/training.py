@@ -106,9 +106,9 @@ class Training:
     @property
     def iterations(self) -> int:
         """Done so far, as far as metrics.json knows."""
-        last = max(r["iteration"] for r in self.records if "total_loss" in r or "lr" in r)
-        # The record of the last step: an evaluation at the end counts one more.
-        return last + 1
+        steps = [r["iteration"] + 1 for r in self.records if "total_loss" in r]
+        # An evaluation at the end counts one more than the last step.
+        return max(steps, default=self.records[-1]["iteration"])
 
     @property
     def planned(self) -> int | None:
