@@ -24,6 +24,7 @@ from isda import model_zoo  # before Detectron2: makes it silent
 import torch
 from detectron2.config import CfgNode
 
+from isda.engine.environment import read_environment
 from isda.engine.inference import load_trained
 from isda.engine.predictor import trained_config
 from isda.model_zoo.catalog import TABLE, ModelEntry, canonical_name, read_table
@@ -55,7 +56,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="", help="what it was trained and evaluated on")
     parser.add_argument("--license", default="Apache-2.0", help="of the weights")
     parser.add_argument("--command", help="of the training, if it had more than the config file")
-    parser.add_argument("--note", default="", help="duration, hardware, commit of the training")
+    parser.add_argument(
+        "--note", default="", help="of the training; default: its duration, hardware and commit"
+    )
     parser.add_argument("--update-docs", action="store_true", help="only write the tables anew")
     args = parser.parse_args(arguments)
     if not args.update_docs and not (args.training and args.name and args.data):
@@ -137,8 +140,24 @@ def training_of(weights: Path, args: argparse.Namespace, name: str) -> dict[str,
     command = args.command
     if command is None and args.zoo is None:
         command = f"python train_net.py --config-file configs/{name}.yaml"
-    parts = {"command": command, "iterations": steps_of(weights), "note": args.note}
+    note = args.note or note_of(read_environment(weights.parent))
+    parts = {"command": command, "iterations": steps_of(weights), "note": note}
     return {key: text for key, text in parts.items() if text}
+
+
+def note_of(environment: dict) -> str:
+    """Duration, hardware and commit of a training, of its ``environment.json``, if it ended."""
+    sessions = environment.get("sessions", [])
+    if not sessions or not all("seconds" in session for session in sessions):
+        return ""
+    minutes = sum(session["seconds"] for session in sessions) / 60
+    duration = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
+    machine = sessions[-1]["machine"]
+    gpus = machine["gpus"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of {machine['cpu']}"
+    commit = sessions[-1].get("commit")
+    hardware = f"{len(gpus)} × {gpus[0]}" if gpus else threads
+    return f"{duration} on {hardware}" + (f", commit `{commit}`" if commit else "")
 
 
 def steps_of(weights: Path) -> str | None:

@@ -132,6 +132,18 @@ def test_metrics_are_those_of_the_weights():
     assert metrics_at(records, 20) == {}
 
 
+def test_duration_hardware_and_commit_come_from_the_training():
+    machine = {"cpu": "EPYC", "threads": 1, "gpus": []}
+    first = {"seconds": 3000.0, "machine": machine, "commit": "abc1234"}
+    assert publish_model.note_of({"sessions": [first]}) == (
+        "50 minutes on 1 thread of EPYC, commit `abc1234`"
+    )
+    last = {"seconds": 6000.0, "machine": machine | {"gpus": ["H200", "H200"]}, "commit": None}
+    assert publish_model.note_of({"sessions": [first, last]}) == "2.5 hours on 2 × H200"
+    killed = {"machine": machine, "commit": "abc1234"}
+    assert publish_model.note_of({"sessions": [killed, last]}) == publish_model.note_of({}) == ""
+
+
 def test_arguments_that_are_needed_are_asked_for(capsys):
     with pytest.raises(SystemExit):
         publish_model.parse_arguments(["output/mine"])
