@@ -153,12 +153,12 @@ def test_early_stop(tmp_path):
 
 def test_early_stop_counts_across_an_interruption(tmp_path):
     toy_data(tmp_path)
-    straight = scripted(tmp_path / "straight", [5, 4, 6, 1, 2, 3], patience=3)
-    assert straight.iter == 5
+    straight = scripted(tmp_path / "straight", [5, 4, 6, 7, 1, 2, 3], patience=3)
+    assert straight.iter == 6
     with pytest.raises(RuntimeError, match="interrupted"):
-        scripted(tmp_path / "broken", [5, 4, 6, 1, None], patience=3)
-    resumed = scripted(tmp_path / "broken", [3], resume=True, patience=3)
-    assert (resumed.start_iter, resumed.iter) == (5, 5)
+        scripted(tmp_path / "broken", [5, 4, 6, 7, None], patience=3)
+    resumed = scripted(tmp_path / "broken", [2, 3], resume=True, patience=3)
+    assert (resumed.start_iter, resumed.iter) == (5, 6)
 
 
 def test_without_patience_nothing_stops(tmp_path):
