@@ -1,6 +1,7 @@
 """isda.model_zoo.publishing and tools/publish_model.py."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -119,6 +120,31 @@ def test_a_config_that_would_build_another_model_is_refused(training, capsys):
     assert "MODEL.ISDA.NUM_CLASSES" not in message
     assert "publish under that name" in message
     assert publish_model.SHIPPED_TABLE.read_text() == before
+
+
+def test_a_model_of_the_package_is_published_with_its_row_and_page(tmp_path, monkeypatch):
+    cfg = model_zoo.get_config("shapes/isda_tiny", overrides=["SOLVER.BASE_LR", 0.5])
+    model = model_zoo.get("shapes/isda_tiny", trained=False, device="cpu")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": model.state_dict()}, run / "model_final.pth")
+    page = tmp_path / "docs" / "MODEL_ZOO.md"
+    page.parent.mkdir()
+    shutil.copy(publish_model.DOCS, page)
+    for name, path in (("ROOT", tmp_path), ("DOCS", page), ("PACKAGE", tmp_path / "package")):
+        monkeypatch.setattr(publish_model, name, path)
+    monkeypatch.setattr(publish_model, "SHIPPED_TABLE", tmp_path / "models.json")
+    arguments = [str(run), "--name", "shapes/isda_tiny.yaml", "--data", "generated shapes"]
+    assert publish_model.main(arguments) == 0
+    entry = read_table(tmp_path / "models.json")["shapes/isda_tiny"]
+    file = tmp_path / "package" / "weights" / entry.file_name
+    assert entry.weights == f"isda://{file.name}"
+    assert entry.sha256 == sha256_of(file)
+    assert saved_classes(str(file)).names == ["circle", "square", "triangle"]
+    command = "python train_net.py --config-file configs/shapes/isda_tiny.yaml"
+    assert entry.training == {"command": command}
+    assert f"|generated shapes|||||`{command}`|[{file.name}]" in page.read_text()
 
 
 def test_metrics_are_those_of_the_weights():

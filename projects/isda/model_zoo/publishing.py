@@ -126,7 +126,8 @@ def _flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """With lists for tuples, which YAML does not tell apart."""
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def metrics_at(records: list[dict], iteration: int | None) -> dict[str, float]:
