@@ -16,12 +16,7 @@ from isda.report.training import TestResult
 __all__ = ["Evaluation"]
 
 _TASKS = {"segm": "masks", "bbox": "boxes"}
-_SIZES = {
-    "all": "all sizes",
-    "small": "small, below 32² pixels",
-    "medium": "medium, 32² to 96² pixels",
-    "large": "large, above 96² pixels",
-}
+_SIZES = ("all", "small", "medium", "large")
 _MANY_CLASSES = 12
 
 
@@ -87,14 +82,14 @@ class Evaluation:
             limit = scores.max_detections[-1]
             rows = [
                 [
-                    name,
+                    area,
                     bars(scores.ap(area=area)),
                     _percent(scores.ap(iou=0.5, area=area)),
                     _percent(scores.ap(iou=0.75, area=area)),
                     _percent(scores.ar(area=area)),
                     counts[area],
                 ]
-                for area, name in _SIZES.items()
+                for area in _SIZES
             ]
             titles = [f"By size: {_TASKS[task]}", "AP", "AP50", "AP75", f"AR@{limit}", "instances"]
             tables.append(table(titles, rows, numbers=range(1, 6)))
@@ -105,7 +100,8 @@ class Evaluation:
         note = (
             "COCO's average precision over IoU from 0.5 to 0.95, at 0.5 and at 0.75, and average "
             f"recall with that many detections per image, in percent. Of {_TASKS[self.main.task]} "
-            f"with fewer detections: {few}."
+            f"with fewer detections: {few}. Small are instances below 32² pixels, large ones above "
+            "96²."
         )
         return join([*tables, paragraph(note, class_="note")])
 
