@@ -49,13 +49,13 @@ def test_every_shape_that_has_an_area(tmp_path):
 
 
 def test_a_mask_that_reaches_beyond_the_image_is_cut(tmp_path):
-    bitmap = np.ones((10, 10), dtype=bool)
+    bitmap = np.random.default_rng(0).random((10, 10)) > 0.4
     ((instance,), report) = read_shapes(
         tmp_path, shape("m", [[-4, 35], [5, 44]], "mask", mask=png(bitmap))
     )
     assert report == Report()
     expected = np.zeros(SIZE, dtype=bool)
-    expected[35:, :6] = True
+    expected[35:, :6] = bitmap[:5, 4:]
     assert (drawn(instance.segmentation) == expected).all()
 
 
@@ -67,14 +67,15 @@ def test_a_group_is_one_instance(tmp_path):
         shape("nut", left, group_id=1),
         shape("nut", right, group_id=1),
         shape("nut", SQUARE),
+        shape("nut", left),
         shape("fig", left, group_id=1),  # of another class, so another instance
         shape("date", left, group_id=7),
         shape("date", [[50, 30], [54, 34]], "mask", mask=png(bitmap), group_id=7),
     )
-    assert [i.label for i in instances] == ["nut", "nut", "fig", "date"]
+    assert [i.label for i in instances] == ["nut", "nut", "nut", "fig", "date"]
     assert len(instances[0].segmentation) == 2
     assert drawn(instances[0].segmentation).sum() == 100 + 120
-    assert drawn(instances[3].segmentation).sum() == 100 + 25
+    assert [drawn(i.segmentation).sum() for i in instances[1:]] == [400, 100, 100, 100 + 25]
     assert report == Report()
 
 
