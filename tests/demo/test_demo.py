@@ -36,6 +36,12 @@ def load_demo():
 demo = load_demo()
 
 
+@pytest.fixture(autouse=True)
+def same_colors():
+    """Detectron2 draws the colors of a video at random; some are as grey as the frames here."""
+    np.random.seed(1)
+
+
 def two_instances(height, width):
     """A sure one in the left half, an unsure one in the right."""
     instances = Instances((height, width))
@@ -252,14 +258,26 @@ def test_every_frame_of_a_video_is_drawn(tmp_path, capsys, labels):
         assert np.abs(frame[45:55, 30:40].astype(int) - 100).max() > 30
         assert np.abs(frame[20:40, 80:110].astype(int) - 100).max() < 30
         assert (darkest(frame[:, :60]) < 60) == labels  # the black ground of the text
-        # An instance keeps its color.
-        np.testing.assert_allclose(frame[50, 30].astype(int), frames[0][50, 30], atol=25)
     told = capsys.readouterr().out
     assert "4 frames in" in told
     assert f"drawn in {output}" in told
     content = json.loads((tmp_path / "found.json").read_text())
     assert [image["frame_id"] for image in content["images"]] == [0, 1, 2, 3]
     assert len(content["annotations"]) == 4
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_an_instance_keeps_its_color_when_the_ranks_change(labels):
+    frame = np.full((64, 128, 3), 100, np.uint8)
+    painter = demo.VideoPainter(["a", "b"], labels)
+    first, nothing = Prediction(two_instances(64, 128), frame), FakePredictor()(frame)[:0]
+    before = painter.draw(frame, first)
+    np.testing.assert_array_equal(painter.draw(frame, nothing), frame)
+    after = painter.draw(frame, first[torch.tensor([1, 0])])
+    for x in (30, 90):
+        assert (before[50, x] != 100).any()
+        np.testing.assert_array_equal(after[50, x], before[50, x])
+    assert (before[50, 30] != before[50, 90]).any()
 
 
 def test_a_camera_is_shown_until_escape(monkeypatch):
