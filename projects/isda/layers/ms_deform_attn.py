@@ -95,7 +95,7 @@ class MSDeformAttention(nn.Module):
         self._check(query, reference_points, value, sizes, padding_mask)
         value = self.value_proj(value)
         if padding_mask is not None:
-            value = value.masked_fill(padding_mask[..., None], 0)
+            value = value.masked_fill_(padding_mask[..., None], 0)
         locations, weights = self.samples(query, reference_points, sizes, value.dtype)
         value = value.unflatten(-1, (self.num_heads, -1))
         return self.output_proj(ms_deform_attn(value, sizes, None, locations, weights))
@@ -124,11 +124,17 @@ class MSDeformAttention(nn.Module):
     def _locations(
         self, offsets: Tensor, reference_points: Tensor, sizes: list[tuple[int, int]]
     ) -> Tensor:
-        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
-        reference = reference_points.to(offsets.dtype)[:, :, None, :, None]
+        per_head = (self.num_levels, self.num_points, 2)
+        reference = reference_points.to(offsets.dtype)[:, :, :, None]  # (B, Q, L, 1, 2 or 4)
         if reference.shape[-1] == 2:
-            return reference + offsets / _extents(sizes, offsets)[:, None]
-        return reference[..., :2] + offsets * (0.5 / self.num_points) * reference[..., 2:]
+            scale = _extents(sizes, offsets).reciprocal()[:, None].expand(per_head).flatten()
+        else:
+            scale = reference[..., 2:] * (0.5 / self.num_points)
+            scale = scale.expand(-1, -1, *per_head).flatten(2)[:, :, None]
+        # One pass over rows of all levels and points: rows of two numbers would be slow.
+        centres = reference[..., :2].expand(-1, -1, *per_head).flatten(2)[:, :, None]
+        locations = torch.addcmul(centres, offsets.unflatten(-1, (self.num_heads, -1)), scale)
+        return locations.unflatten(-1, per_head)
 
     def _check(
         self,

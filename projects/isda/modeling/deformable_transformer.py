@@ -156,7 +156,7 @@ class EncoderLayer(nn.Module):
             tokens.sizes_per_level,
             tokens.padding_mask,
         )
-        return self.feedforward(self.norm(content + self.dropout(attended)))
+        return self.feedforward(self.norm(self.dropout(attended).add_(content)))
 
 
 class DecoderLayer(nn.Module):
@@ -210,8 +210,9 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.dropout(F.relu(self.linear1(x)))
-        return self.norm(x + self.dropout(self.linear2(inner)))
+        # In place, as no derivative needs what is overwritten.
+        inner = self.dropout(F.relu_(self.linear1(x)))
+        return self.norm(self.dropout(self.linear2(inner)).add_(x))
 
 
 def _flatten(levels: list[Tensor]) -> Tensor:
