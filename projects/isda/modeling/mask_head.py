@@ -1,5 +1,6 @@
 """ISDA's heads: class scores, position-aware kernels and mask features with positions."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -106,8 +107,17 @@ class MaskFeatureHead(nn.Module):
         if self.position:
             coarsest = torch.cat([coarsest, position_channels(coarsest, image_sizes)], dim=1)
         inputs = [*finer, coarsest]
-        summed = sum(branch(x) for branch, x in zip(self.branches, inputs, strict=True))
-        return self.output(_resample(summed, _FINEST_STRIDE / self.mask_stride))
+        return self.output(_resample(self._sum(inputs), _FINEST_STRIDE / self.mask_stride))
+
+    def _sum(self, inputs: Sequence[Tensor]) -> Tensor:
+        """All branches together at stride 4.
+
+        The coarser branches end with the same upsampling. It is linear, so their sum takes it once.
+        """
+        finest, *coarser = self.branches
+        summed = [branch[:-1](x) for branch, x in zip(coarser, inputs[1:], strict=True)]
+        upsampled = coarser[0][-1](functools.reduce(torch.add, summed))
+        return upsampled.add_(finest(inputs[0]))
 
 
 def position_channels(
@@ -148,7 +158,7 @@ def _conv(channels: int, out_channels: int, kernel_size: int) -> Conv2d:
         padding=kernel_size // 2,
         bias=False,
         norm=nn.GroupNorm(32, out_channels),
-        activation=F.relu,
+        activation=F.relu_,  # in place: nothing else reads the norm's output
     )
     nn.init.normal_(conv.weight, std=0.01)
     return conv
