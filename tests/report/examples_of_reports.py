@@ -116,7 +116,7 @@ def make_training(folder: Path) -> Path:
 
 
 def random_case(seed, num_images=6):
-    """Rectangles of all sizes, and predictions near them, of wrong classes, and anywhere."""
+    """Boxes of all sizes, their masks in the left half, and predictions near them."""
     rng = np.random.default_rng(seed)
     images = [{"id": i, "height": 300, "width": 300, "file_name": ""} for i in range(num_images)]
     annotations, predictions = [], []
@@ -126,13 +126,17 @@ def random_case(seed, num_images=6):
             w, h = rng.integers(5, 140, 2).tolist()
             category = int(rng.integers(1, 4))
             common = {"image_id": image, "category_id": category}
-            annotation = common | {"id": len(annotations) + 1, "bbox": [x, y, w, h], "area": w * h}
+            annotation = common | {"id": len(annotations) + 1, "bbox": [x, y, w, h]}
+            annotation["area"] = w // 2 * h
             crowd = int(rng.random() < 0.1)
-            annotations.append(annotation | {"iscrowd": crowd, "segmentation": rle(x, y, w, h)})
+            annotations.append(
+                annotation | {"iscrowd": crowd, "segmentation": rle(x, y, w // 2, h)}
+            )
             for _ in range(int(rng.integers(0, 3))):
                 box = [max(0, v + int(rng.integers(-6, 7))) for v in (x, y, w, h)]
                 prediction = common | {"score": float(rng.random()), "bbox": box}
-                predictions.append(prediction | {"segmentation": rle(*box)})
+                mask = rle(box[0], box[1], box[2] // 2, box[3])
+                predictions.append(prediction | {"segmentation": mask})
     categories = [{"id": i, "name": f"class {i}"} for i in (1, 2, 3)]
     return {"images": images, "annotations": annotations, "categories": categories}, predictions
 

@@ -44,6 +44,14 @@ def test_a_part_of_an_instance_is_imprecise_and_the_rest_background(content):
     assert found.predictions == {0: "imprecise", 1: "background"}
 
 
+@pytest.mark.parametrize("x, width, kind", [(18, 24, "merged"), (22, 16, "imprecise")])
+def test_two_are_merged_where_half_of_each_is_covered(content, x, width, kind):
+    """60 and 40 percent of two neighbours."""
+    found = one_image(content, [(10, 10, 20, 20), (30, 10, 20, 20)], [(x, 10, width, 20)])
+    assert found.instances == {1: kind, 2: kind}
+    assert found.predictions == {0: kind}
+
+
 def test_a_correct_mask_that_swallows_a_small_neighbour_merges_it(content):
     found = one_image(content, [(10, 10, 40, 20), (50, 10, 6, 20)], [(10, 10, 46, 20)])
     assert found.instances == {1: "found", 2: "merged"}

@@ -48,9 +48,11 @@ def survey_of(folder: Path) -> Survey:
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory) -> tuple[Survey, Path]:
-    """A nasty class name, an object annotated twice, a truncated image; and the page of it."""
+    """A nasty class name, an object annotated twice, a truncated image, mixed formats; its page."""
     part = content(1)
     part["categories"][0]["name"] = "<b>fig</b>"
+    part["annotations"][2]["segmentation"].append([1, 1, 5, 5])  # no polygon
+    part["annotations"][6]["segmentation"] = {"size": [40, 60], "counts": [45, 9, 2346]}
     part["annotations"].append(annotation(999, 4, 2, box(20 + 1.2, 5, 8, 20)))
     folder = write(tmp_path_factory.mktemp("data") / "fruit & nuts", part)
     (folder / "train/3.png").write_bytes((folder / "train/3.png").read_bytes()[:200])
