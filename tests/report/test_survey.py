@@ -14,6 +14,9 @@ from isda.data.layouts import find_dataset
 from isda.data.survey import Survey, examine
 from isda.report.survey import write_survey
 
+# Five columns of nine pixels.
+BLOCK = {"size": [40, 60], "counts": [45, *[9, 31] * 4, 9, 2186]}
+
 
 class Balanced(HTMLParser):
     """Fails on a tag that is not closed, or closed twice; keeps the text."""
@@ -52,7 +55,7 @@ def faulty(tmp_path_factory) -> tuple[Survey, Path]:
     part = content(1)
     part["categories"][0]["name"] = "<b>fig</b>"
     part["annotations"][2]["segmentation"].append([1, 1, 5, 5])  # no polygon
-    part["annotations"][6]["segmentation"] = {"size": [40, 60], "counts": [45, 9, 2346]}
+    part["annotations"][6]["segmentation"] = BLOCK
     part["annotations"].append(annotation(999, 4, 2, box(20 + 1.2, 5, 8, 20)))
     folder = write(tmp_path_factory.mktemp("data") / "fruit & nuts", part)
     (folder / "train/3.png").write_bytes((folder / "train/3.png").read_bytes()[:200])

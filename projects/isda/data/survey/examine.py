@@ -206,20 +206,20 @@ def _names(members: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 
 def _record(image: dict, annotations: list[dict], categories: list[dict]) -> ImageRecord:
     size = image["height"], image["width"]
-    instances = [a for a in annotations if not a.get("iscrowd", 0)]
-    # pycocotools takes a part of four numbers for a box.
-    rles = [compressed_rle(_without_short_parts(a["segmentation"]), size) for a in instances]
+    instances = [_without_short_parts(a) for a in annotations if not a.get("iscrowd", 0)]
+    rles = [compressed_rle(a["segmentation"], size) for a in instances]
     numbers = {category["id"]: index for index, category in enumerate(categories)}
     geometry = measure(rles, [numbers[a["category_id"]] for a in instances], size)
-    return ImageRecord(
-        image["file_name"], size, instances, len(annotations) - len(instances), geometry
-    )
+    num_crowds = len(annotations) - len(instances)
+    return ImageRecord(image["file_name"], size, instances, num_crowds, geometry)
 
 
-def _without_short_parts(segmentation: list | dict) -> list | dict:
+def _without_short_parts(annotation: dict) -> dict:
+    """pycocotools takes a part of four numbers for a box."""
+    segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
-        return segmentation
-    return [part for part in segmentation if len(part) >= 6]
+        return annotation
+    return annotation | {"segmentation": [part for part in segmentation if len(part) >= 6]}
 
 
 def _of_entries(split: SplitSurvey) -> Iterator[Finding]:
