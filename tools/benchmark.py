@@ -25,6 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from isda.engine.setup import ConfigError  # before Detectron2, whose import it makes silent
+
+# isort: split
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
@@ -44,7 +47,7 @@ from benchmarking.workload import (
     num_classes,
     synthetic_inputs,
 )
-from isda.engine.setup import ConfigError
+from isda.engine.inference import inference_autocast
 from isda.model_zoo import ModelZooError
 from isda.visualization import read_metrics
 
@@ -88,7 +91,10 @@ def measure_size(model: nn.Module, size: tuple[int, int]) -> dict:
 
 
 def measure_inference(
-    models: Mapping[str, nn.Module], batch: int, args: argparse.Namespace
+    models: Mapping[str, nn.Module],
+    cfgs: Mapping[str, CfgNode],
+    batch: int,
+    args: argparse.Namespace,
 ) -> dict[str, dict]:
     """Seconds of calls with ``batch`` images, per model."""
     height, width = args.size
@@ -96,7 +102,10 @@ def measure_inference(
         {"image": x["image"], "height": height, "width": width}
         for x in synthetic_inputs(batch, height, width, 0, 1)
     ]
-    timers = {name: InferenceTimer(m, timeline(m, args), inputs) for name, m in models.items()}
+    timers = {
+        name: InferenceTimer(m, timeline(m, args), inputs, inference_autocast(cfgs[name], m))
+        for name, m in models.items()
+    }
     peaks = {}
     for name, timer in timers.items():
         timer()
@@ -265,7 +274,7 @@ def add_inference(
             rows[name] |= measure_size(model, args.size)
     for task, batch in (("latency", 1), ("throughput", args.batch)):
         if task in args.tasks:
-            for name, result in measure_inference(models, batch, args).items():
+            for name, result in measure_inference(models, cfgs, batch, args).items():
                 rows[name][task] = result
 
 

@@ -1,7 +1,6 @@
 """Parameters and multiply-adds of models."""
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -52,9 +51,7 @@ def count_flops(model: nn.Module, inputs: list[dict]) -> tuple[dict[str, int], d
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one operator, whose parts could not be counted
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of Detectron2's scripted functions
-            by_module = analysis.by_module()
+        by_module = analysis.by_module()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     first = first_modules(model)
