@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from isda.modeling import postprocessing
 from isda.modeling.postprocessing import (
     encode_masks,
+    mask_windows,
     maskness,
     masks_to_boxes,
     paste_masks,
@@ -136,6 +137,40 @@ def test_encoded_masks_are_the_pasted_ones(output_size, smooth, monkeypatch):
     assert torch.equal(encode_masks(probs, **sizes).dense(), expected)
     monkeypatch.setattr(postprocessing, "_CHUNK_PIXELS", 500)
     assert torch.equal(encode_masks(probs, **sizes).dense(), expected)
+
+
+def test_windows_are_tight_and_need_no_dividing_sizes():
+    probs = torch.zeros(3, 8, 12)
+    probs[0, 2:4, 5] = 0.9
+    probs[1, :, 0] = 0.9
+    probs[2, 7, 11] = 0.9  # beyond the image
+    for padded_size in [(32, 48), (30, 50)]:
+        sizes = (padded_size, (23, 40), (23, 40))
+        expected = paste_masks(probs, *sizes)
+        windows = mask_windows(probs, *sizes)
+        assert windows[2].mask.shape == (0, 0)
+        for window, mask in zip(windows[:2], expected[:2], strict=True):
+            left, top, right, bottom = window.box
+            assert [left, top, right, bottom] == masks_to_boxes(mask[None]).tensor[0].tolist()
+            assert torch.equal(window.mask, mask[top:bottom, left:right])
+
+
+def test_a_query_chosen_twice_gets_one_mask(monkeypatch):
+    prediction = random_prediction(num_queries=2)
+    pasted = []
+
+    def counted(probs, *args):
+        pasted.append(len(probs))
+        return mask_windows(probs, *args)
+
+    monkeypatch.setattr(postprocessing, "mask_windows", counted)
+    instances = select_instances(prediction, 0, max_instances=8, **SIZES)
+    assert pasted == [2]
+    assert len(instances) == 8
+    for query in (0, 1):
+        first, *others = instances.pred_masks[instances.queries == query]
+        assert len(others) == 3
+        assert all(torch.equal(mask, first) for mask in others)
 
 
 @pytest.mark.parametrize("kind", ["kernels", "embeddings"])

@@ -4,7 +4,8 @@ Masks are a bool tensor up to 256 MB for an image, and beyond that :class:`Encod
 by one, so that neither the size of an image nor the number of its instances exhausts the memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from torch import Tensor
 from isda.structures import EmbeddedPrediction, EncodedMasks, SetPrediction, encode_window
 
 __all__ = [
+    "MaskWindow",
     "best_pairs",
     "boxed_instances",
     "encode_masks",
+    "mask_windows",
     "maskness",
     "masks_to_boxes",
     "paste_masks",
@@ -27,6 +30,20 @@ __all__ = [
 
 _CHUNK_PIXELS = 2**24  # 64 MB of float32 mask probabilities at a time
 _DENSE_PIXELS = 2**28  # what the bool masks of one image may take: 256 MB
+_MARGIN = 2  # cells around a window: then all pixels next to the instance are interpolated exactly
+
+
+class MaskWindow(NamedTuple):
+    """A mask that is empty outside a window."""
+
+    mask: Tensor  # (h, w) bool, tight around the instance; (0, 0) if there is none
+    corner: tuple[int, int]  # (top, left) of the window in the image
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """XYXY, pixel edges included."""
+        (top, left), (height, width) = self.corner, self.mask.shape
+        return left, top, left + width, top + height
 
 
 def select_instances(
@@ -55,29 +72,44 @@ def select_instances(
         of the queries that predicted them. Empty masks are dropped.
     """
     scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
-    features = prediction.mask_features[image]
-    kernels = prediction.kernels[image, queries].to(features.dtype)
-    probs = torch.einsum("nc,chw->nhw", kernels, features).float().sigmoid()
+    chosen, rows = queries.unique(return_inverse=True)  # a query may be good for several classes
+    kernels, features = prediction.kernels[image, chosen], prediction.mask_features[image]
+    probs = torch.einsum("nc,chw->nhw", kernels.float(), features.float()).sigmoid_()
     valid = tuple(
         -(-size * cells // padded)
         for size, cells, padded in zip(image_size, probs.shape[-2:], padded_size, strict=True)
     )
-    scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)
+    scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)[rows]
     order = scores.argsort(descending=True)
-    if _fits(len(order), output_size):
-        masks = paste_masks(probs[order], padded_size, image_size, output_size, threshold)
-        kept = masks.flatten(1).any(dim=1)
-    else:
-        masks = encode_masks(probs[order], padded_size, image_size, output_size, threshold)
-        kept = (masks.areas() > 0).to(order.device)
+    sizes = (padded_size, image_size, output_size)
+    masks, boxes, occupied = _pasted(probs, rows[order], sizes, threshold)
+    order = order[occupied]
     return Instances(
         output_size,
-        pred_masks=masks[kept],
-        pred_boxes=masks_to_boxes(masks[kept]).to(order.device),
-        scores=scores[order][kept],
-        pred_classes=classes[order][kept],
-        queries=queries[order][kept],
+        pred_masks=masks,
+        pred_boxes=boxes,
+        scores=scores[order],
+        pred_classes=classes[order],
+        queries=queries[order],
     )
+
+
+def _pasted(
+    probs: Tensor, rows: Tensor, sizes: Sequence[tuple[int, int]], threshold: float
+) -> tuple[Tensor | EncodedMasks, Boxes, Tensor]:
+    """Masks and boxes of those ``rows`` of ``probs`` that are not empty; which are not, bool."""
+    fits = _fits(len(rows), sizes[-1])
+    if fits and probs.device.type != "cpu":  # one by one, masks would leave a GPU idle
+        masks = paste_masks(probs, *sizes, threshold)
+        occupied = masks.flatten(1).any(dim=1)[rows]
+        masks = masks[rows[occupied]]
+        return masks, masks_to_boxes(masks), occupied
+    windows = mask_windows(probs, *sizes, threshold)
+    occupied = rows.new_tensor([window.mask.numel() > 0 for window in windows], dtype=torch.bool)
+    occupied = occupied[rows]
+    windows = [windows[row] for row in rows[occupied].tolist()]
+    boxes = Boxes(probs.new_tensor([window.box for window in windows]).view(-1, 4))
+    return (_filled if fits else _encoded)(windows, sizes[-1]), boxes, occupied
 
 
 def select_embedded_instances(
@@ -108,13 +140,14 @@ def select_embedded_instances(
         queries that predicted them. Boxes outside the image are dropped.
     """
     scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
+    embeddings = prediction.embeddings[image, queries].float()
     chosen = Instances(
         image_size,
         pred_boxes=Boxes(prediction.boxes[image, queries]),
         scores=scores,
         pred_classes=classes,
         queries=queries,
-        pred_masks=decode(prediction.embeddings[image, queries])[:, None],  # (n, 1, S, S)
+        pred_masks=decode(embeddings)[:, None],  # (n, 1, S, S)
     )
     return boxed_instances(chosen, output_size, threshold)
 
@@ -181,7 +214,7 @@ def paste_masks(
     for start in range(0, len(probs), count):
         full = _resize(probs[None, start : start + count], padded_size)
         full = _resize(full[..., : image_size[0], : image_size[1]], output_size)
-        masks[start : start + count] = full[0] > threshold
+        torch.gt(full[0], threshold, out=masks[start : start + count])
     return masks
 
 
@@ -192,63 +225,131 @@ def encode_masks(
     output_size: tuple[int, int],
     threshold: float = 0.5,
 ) -> EncodedMasks:
-    """As :func:`paste_masks`, encoded; only what surrounds each instance is resized last."""
-    rles = []
-    for mask in probs:
-        full = _resize(mask[None, None], padded_size)[0, 0, : image_size[0], : image_size[1]]
-        rles.append(encode_window(*_pasted_window(full, output_size, threshold), output_size))
-    return EncodedMasks(rles, output_size)
+    """As :func:`paste_masks`, encoded; only what surrounds each instance is resized."""
+    windows = mask_windows(probs, padded_size, image_size, output_size, threshold)
+    return _encoded(windows, output_size)
 
 
-def _pasted_window(
-    probs: Tensor, size: tuple[int, int], threshold: float
+def mask_windows(
+    probs: Tensor,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    threshold: float = 0.5,
+) -> list[MaskWindow]:
+    """As :func:`paste_masks`, but only what surrounds each instance is made.
+
+    Bilinear: a pixel between four cells is above the threshold only where one of them is.
+    """
+    edges = [
+        edge.tolist()
+        for axis in (2, 1)  # rows, then columns
+        for edge in _first_and_end(probs.amax(dim=axis) > threshold)
+    ]
+    windows = []
+    for mask, top, bottom, left, right in zip(probs, *edges, strict=True):
+        part, corner = _upsampled_part(mask, (top, left), (bottom, right), padded_size)
+        part = part[: max(image_size[0] - corner[0], 0), : max(image_size[1] - corner[1], 0)]
+        windows.append(_window(part, corner, image_size, output_size, threshold))
+    return windows
+
+
+def _upsampled_part(
+    probs: Tensor, first: tuple[int, int], end: tuple[int, int], size: tuple[int, int]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The part of the mask, ``probs`` resized to ``size``, that may be above the threshold.
-
-    Bilinear: a pixel between four cells is above only where one of them is.
+    """``probs`` resized to ``size``, as far as the cells from ``first`` to ``end`` matter.
 
     Returns:
-        The part, bool, and its ``(top, left)``.
+        That part, and its (top, left).
     """
-    inside = probs > threshold
-    if not inside.any():
-        return inside[:0, :0], (0, 0)
-    above, below, y, first_row = _neighbours(inside.any(dim=1), size[0])
-    before, after, x, first_column = _neighbours(inside.any(dim=0), size[1])
+    factors = [pixels // cells for pixels, cells in zip(size, probs.shape, strict=True)]
+    if [factor * cells for factor, cells in zip(factors, probs.shape)] != [*size]:
+        return _resize(probs[None, None], size)[0, 0], (0, 0)
+    first = [max(cell - _MARGIN, 0) for cell in first]
+    part = probs[first[0] : end[0] + _MARGIN, first[1] : end[1] + _MARGIN]
+    sizes = [factor * cells for factor, cells in zip(factors, part.shape, strict=True)]
+    return _resize(part[None, None], sizes)[0, 0], (factors[0] * first[0], factors[1] * first[1])
+
+
+def _window(
+    probs: Tensor,
+    corner: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    threshold: float,
+) -> MaskWindow:
+    """Of a mask whose part at ``corner`` is ``probs``, at the output size."""
+    rows, columns = _extent(probs, 1, threshold), _extent(probs, 0, threshold)
+    if rows[1] == 0:
+        return MaskWindow(probs.new_empty(0, 0, dtype=torch.bool), (0, 0))
+    if tuple(image_size) == tuple(output_size):
+        mask = probs[slice(*rows), slice(*columns)] > threshold
+        return MaskWindow(mask, (corner[0] + rows[0], corner[1] + columns[0]))
+    device = probs.device
+    above, below, y, top = _neighbours(rows, corner[0], image_size[0], output_size[0], device)
+    before, after, x, left = _neighbours(columns, corner[1], image_size[1], output_size[1], device)
     count = max(_CHUNK_PIXELS // max(len(x), 1), 1)  # rows at a time
     parts = []
     for a, b, weight in zip(above.split(count), below.split(count), y[:, None].split(count)):
-        rows = probs[a].lerp(probs[b], weight)
-        parts.append(rows[:, before].lerp(rows[:, after], x) > threshold)
-    return torch.cat(parts), (first_row, first_column)
+        lines = probs[a].lerp(probs[b], weight)
+        parts.append(lines[:, before].lerp(lines[:, after], x) > threshold)
+    return _tight(torch.cat(parts), (top, left))
 
 
-def _neighbours(occupied: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """How cells of an axis resized to ``length`` are made of those between the occupied ones.
+def _extent(probs: Tensor, axis: int, threshold: float) -> tuple[int, int]:
+    """First of the rows (axis 1) or columns (axis 0) that reach above, one past the last."""
+    if probs.numel() == 0:
+        return 0, 0
+    first, end = _first_and_end((probs.amax(dim=axis) > threshold)[None])
+    return int(first), int(end)
+
+
+def _tight(mask: Tensor, corner: tuple[int, int]) -> MaskWindow:
+    rows, columns = (_extent(mask.view(torch.uint8), axis, 0) for axis in (1, 0))
+    corner = (corner[0] + rows[0], corner[1] + columns[0])
+    return MaskWindow(mask[slice(*rows), slice(*columns)], corner)
+
+
+def _neighbours(
+    occupied: tuple[int, int], offset: int, cells: int, length: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """How an axis resized to ``length`` is made of a part of its cells.
 
     Args:
-        occupied: ``(cells,)`` bool, at least one True.
+        occupied: the first of the part's cells that count, and one past the last.
+        offset: the number of the part's first cell on the axis.
+        cells: of the whole axis.
 
     Returns:
         For each resized cell that an occupied one or one between such has a part in: the cell
         before it, the one after it, the latter's weight; and the number of the first of them.
     """
-    cells = len(occupied)
-    first, end = (int(edge) for edge in _first_and_end(occupied[None]))
+    first, end = (edge + offset for edge in occupied)
     # Half-pixel centres, as F.interpolate has them without align_corners.
-    position = torch.arange(length, device=occupied.device, dtype=torch.float32) + 0.5
+    position = torch.arange(length, device=device, dtype=torch.float32) + 0.5
     position = (position * (cells / length) - 0.5).clamp(min=0)
     before = position.long().clamp(max=cells - 1)
     after = (before + 1).clamp(max=cells - 1)
     reached = ((after >= first) & (before < end)).nonzero()[:, 0]
     start = int(reached[0]) if len(reached) else 0
-    return before[reached], after[reached], (position - before)[reached], start
+    before, after, position = before[reached], after[reached], position[reached]
+    return before - offset, after - offset, position - before, start
 
 
-def masks_to_boxes(masks: Tensor | EncodedMasks) -> Boxes:
+def _filled(windows: Sequence[MaskWindow], size: tuple[int, int]) -> Tensor:
+    """``(n, H, W)`` bool, on the CPU."""
+    masks = torch.zeros(len(windows), *size, dtype=torch.bool)
+    for mask, (part, (top, left)) in zip(masks, windows, strict=True):
+        mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return masks
+
+
+def _encoded(windows: Sequence[MaskWindow], size: tuple[int, int]) -> EncodedMasks:
+    return EncodedMasks([encode_window(*window, size) for window in windows], size)
+
+
+def masks_to_boxes(masks: Tensor) -> Boxes:
     """Tight XYXY boxes of ``(n, h, w)`` bool masks, pixel edges included; none may be empty."""
-    if isinstance(masks, EncodedMasks):
-        return Boxes(masks.boxes())
     if len(masks) == 0:
         return Boxes(torch.zeros(0, 4, device=masks.device))
     left, right = _first_and_end(masks.any(dim=1))
@@ -257,10 +358,10 @@ def masks_to_boxes(masks: Tensor | EncodedMasks) -> Boxes:
 
 
 def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First True of each row of ``(n, length)`` and one past the last."""
+    """First True of each row of ``(n, length)`` and one past the last; 0 and 0 without any."""
     occupied = occupied.to(torch.uint8)
-    first = occupied.argmax(dim=1)
-    return first, occupied.shape[1] - occupied.flip(1).argmax(dim=1)
+    end = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
+    return occupied.argmax(dim=1), end * occupied.amax(dim=1)
 
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
