@@ -147,6 +147,24 @@ def test_training_learns_one_image(tiny_isda, random_input):
         optimizer.step()
         totals.append(loss.item())
     assert totals[-1] < 0.4 * totals[0]
+    with torch.no_grad():
+        (exact,) = model.eval()([x])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (reduced,) = model([x])
+    assert_same_masks(reduced["instances"], exact["instances"])
+
+
+def assert_same_masks(reduced, exact):
+    """Those of the two best queries, which have learned something."""
+    assert reduced.scores.dtype == torch.float32
+    for number in range(2):
+        query = exact.queries[number]
+        (mask,) = reduced.pred_masks[reduced.queries == query][:1]
+        shared = (mask & exact.pred_masks[number]).sum()
+        assert shared > 100
+        assert shared / (mask | exact.pred_masks[number]).sum() > 0.98
+        score = reduced.scores[reduced.queries == query][0].item()
+        assert score == pytest.approx(exact.scores[number].item(), rel=0.03)
 
 
 # ---- one image and several ----

@@ -15,6 +15,7 @@ the whole.
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from detectron2.modeling.backbone import FPN, SimpleFeaturePyramid
@@ -78,12 +79,20 @@ def _stated(model: nn.Module, name: str) -> str | None:
 class InferenceTimer:
     """Seconds of a model's calls, per component."""
 
-    def __init__(self, model: nn.Module, timeline: Timeline, inputs: list[dict]):
+    def __init__(
+        self,
+        model: nn.Module,
+        timeline: Timeline,
+        inputs: list[dict],
+        autocast: AbstractContextManager | None = None,
+    ):
         """
         Args:
             model: in evaluation mode.
+            autocast: the context of each call.
         """
         self.model, self.timeline, self.inputs = model, timeline, inputs
+        self.autocast = autocast or nullcontext()
         self.instances = 0  # of the last call's first image
         self._inside: list[str] = []
         self._hooks: list[RemovableHandle] = []
@@ -99,7 +108,8 @@ class InferenceTimer:
         """Seconds of one call of the model."""
         self._inside.clear()
         self.timeline.start()
-        outputs = self.model(self.inputs)
+        with self.autocast:
+            outputs = self.model(self.inputs)
         self.timeline.mark("postprocessing")
         self.instances = len(outputs[0].get("instances", ()))
         return self.timeline.seconds()

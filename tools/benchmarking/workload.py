@@ -8,6 +8,9 @@ import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
@@ -15,6 +18,7 @@ from isda.engine.setup import load_config as read_config
 from isda.engine.setup import node_with_classes
 from isda.meta_arch import ISTR
 from isda.model_zoo import get_config_file, is_known
+from isda.modeling.folding import fold_norms
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
 __all__ = [
@@ -32,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DETECTRON2_CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
 CLASSES_OF_COCO = 80
 _SMALLEST, _RANGE = 0.03, 0.27  # of instances, in shares of the image's sides
+_DECISIVE = 1000.0
 
 
 def config_path(name: str) -> Path:
@@ -90,30 +95,57 @@ def _node(cfg: CfgNode) -> str:
 
 
 def build_for_inference(cfg: CfgNode) -> nn.Module:
-    """The model, which returns as many instances as it is allowed to, as far as that can be had.
+    """The model, with as much to do as if it had been trained: see :func:`_spread_boxes`.
 
-    Untrained, scores would fall below the thresholds of Detectron2's models, and ISTR's boxes would
-    leave the image: there would be nothing left to do.
+    It finds as many instances as it may return.
     """
     cfg = cfg.clone()
-    for node in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
-        node.SCORE_THRESH_TEST = 0.0
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(0)
     model = build_model(cfg).eval()
+    _spread_boxes(model)
+    for module in model.modules():
+        if isinstance(module, FastRCNNOutputLayers):
+            _decide(module.cls_score)
     if isinstance(model, ISTR):
-        _spread_boxes(model)
+        _spread_queries(model)
     return model
 
 
 @torch.no_grad()
-def _spread_boxes(model: ISTR) -> None:
+def _spread_boxes(model: nn.Module) -> None:
+    """Let the boxes of Detectron2's detectors stay where the anchors are.
+
+    Untrained ones leave the image or coincide, so that hardly any are left for what comes next.
+    """
+    for module in model.modules():
+        if isinstance(module, StandardRPNHead):
+            _zero(module.anchor_deltas)
+        elif isinstance(module, (FastRCNNOutputLayers, RetinaNetHead)):
+            _zero(module.bbox_pred)
+
+
+@torch.no_grad()
+def _decide(classes: nn.Linear) -> None:
+    """Give each box one class with certainty, as trained layers do, and never the background."""
+    classes.weight[-1] = classes.weight[0]
+    classes.bias[-1] = -1.0
+    classes.weight *= _DECISIVE
+
+
+@torch.no_grad()
+def _spread_queries(model: ISTR) -> None:
     """Boxes all over the image, as large as the ellipses, which no step moves."""
     boxes = model.queries.boxes.weight  # centre and size, in shares of the image
     boxes[:, :2] = 0.2 + 0.6 * torch.rand(len(boxes), 2, device=boxes.device)
     boxes[:, 2:] = _SMALLEST + _RANGE * torch.rand(len(boxes), 2, device=boxes.device)
     for step in model.refinement.steps:
-        nn.init.zeros_(step.deltas.weight)
-        nn.init.zeros_(step.deltas.bias)
+        _zero(step.deltas)
+
+
+def _zero(layer: nn.Linear | nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 @dataclass
@@ -137,9 +169,10 @@ class Training:
 
 
 def build_training(cfg: CfgNode) -> Training:
-    """Model, optimiser, clipping and precision of a config."""
+    """Model, optimiser, clipping and precision of a config; boxes as :func:`_spread_boxes` says."""
     torch.manual_seed(0)
     model = build_model(cfg).train()
+    _spread_boxes(model)
     clipping, amp = cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.AMP
     return Training(
         model,

@@ -14,7 +14,13 @@ from isda.checkpoint import Checkpointer
 from isda.data.classes import class_names_of
 from isda.engine.setup import node_with_classes, uses_cuda
 
-__all__ = ["Classes", "TrainedModel", "load_trained", "saved_classes"]
+__all__ = [
+    "Classes",
+    "TrainedModel",
+    "inference_autocast",
+    "load_trained",
+    "saved_classes",
+]
 
 
 class Classes(NamedTuple):
@@ -29,6 +35,12 @@ class TrainedModel(NamedTuple):
 
     model: nn.Module
     classes: Classes
+
+
+def inference_autocast(cfg: CfgNode, model: nn.Module) -> torch.autocast:
+    """The context in which ``model`` infers in the precision of ``TEST.AMP``."""
+    amp, device = cfg.TEST.AMP, next(model.parameters()).device
+    return torch.autocast(device.type, getattr(torch, amp.DTYPE), enabled=amp.ENABLED)
 
 
 def load_trained(cfg: CfgNode) -> TrainedModel:

@@ -1,5 +1,6 @@
 """A trained model applied to images."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from detectron2.structures import Instances
 
 from isda import model_zoo
 from isda.data.images import rgb_image
-from isda.engine.inference import load_trained
+from isda.engine.inference import inference_autocast, load_trained
 from isda.engine.prediction import Prediction
 from isda.engine.setup import load_config
+from isda.modeling.folding import fold_norms
 from isda.modeling.postprocessing import boxed_instances
 
 __all__ = ["Predictor", "confident", "trained_config"]
@@ -80,6 +82,8 @@ class Predictor:
             threshold = 0.0 if is_config else _THRESHOLD
         self.threshold, self.batch_size = threshold, batch_size
         self.model, self.classes = load_trained(cfg)
+        fold_norms(self.model)
+        self._autocast = functools.partial(inference_autocast, cfg, self.model)
         self.class_names = self.classes.names
         shortest = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
@@ -110,7 +114,9 @@ class Predictor:
 
     @torch.no_grad()
     def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        outputs = self._outputs([self._input(image) for image in images])
+        inputs = [self._input(image) for image in images]
+        with self._autocast():
+            outputs = self._outputs(inputs)
         predictions = []
         for image, instances in zip(images, outputs, strict=True):
             instances = instances.to("cpu")

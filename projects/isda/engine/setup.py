@@ -280,6 +280,7 @@ _REQUIREMENTS = {
     "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _one_of(*CLIP_TYPES),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "TEST.AMP.DTYPE": _one_of("bfloat16", "float16"),
     "TEST.EVAL_EPOCHS": _at_least(0),
     "TEST.EVAL_PERIOD": _at_least(0),
     "TEST.DETECTIONS_PER_IMAGE": _at_least(1),

@@ -21,10 +21,12 @@ from isda.data.dataset_mapper import build_mapper
 from isda.engine.environment import EnvironmentRecorder
 from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_folder
 from isda.engine.hooks import BestCheckpointer, EarlyStopper, TrainingStopped, tidy_metrics
+from isda.engine.inference import inference_autocast
 from isda.engine.loader import build_train_loader, training_dicts
 from isda.engine.random_state import preserved_random_state, random_state, set_random_state
 from isda.engine.setup import resolve_schedule
 from isda.engine.steps import StepTrainer, averaged_model
+from isda.modeling.folding import fold_norms
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
 __all__ = ["Trainer"]
@@ -126,6 +128,12 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """By the data set's type; files go to OUTPUT_DIR/inference."""
         return build_evaluator(cfg, dataset_name, evaluation_folder(cfg, dataset_name))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """Detectron2's, in the precision of ``TEST.AMP``."""
+        with inference_autocast(cfg, model):
+            return super().test(cfg, fold_norms(model), evaluators)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Timing, schedule, checkpoints, evaluation, best model, early stop, in this order."""

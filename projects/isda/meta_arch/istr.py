@@ -108,7 +108,9 @@ class ISTR(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             return self.criterion(self.predict(images), self.targets(batched_inputs))
-        return self.postprocess(self.predict(images)[-1], batched_inputs, images)
+        prediction = self.predict(images)[-1]
+        with torch.autocast(self.device.type, enabled=False):
+            return self.postprocess(prediction, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them to one size, a multiple of 32."""
