@@ -8,7 +8,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from isda.meta_arch.inputs import check_classes, ground_truth_masks, normalised_images
-from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
 from isda.modeling.postprocessing import select_instances
@@ -115,7 +115,9 @@ class ISDA(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             return self.criterion(self.predict(images), self.targets(batched_inputs))
-        return self.postprocess(self.predict(images)[-1], batched_inputs, images)
+        prediction = self.predict(images)[-1]
+        with torch.autocast(self.device.type, enabled=False):
+            return self.postprocess(prediction, batched_inputs, images)
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them to one size, a multiple of 32."""
@@ -126,12 +128,20 @@ class ISDA(nn.Module):
         levels = self.neck(self.backbone(images.tensor))  # P2..P6
         mask_features = self.mask_feature_head(levels[:4], images.image_sizes)
         decoded = self.transformer(levels[1:], _padding_mask(images))
-        states = decoded.states if self.training else decoded.states[-1:]
-        class_logits, kernels = self.instance_head(states, decoded.reference_points)
+        class_logits, kernels = self._heads(decoded)
         return [
             SetPrediction(logits, layer_kernels, mask_features)
             for logits, layer_kernels in zip(class_logits, kernels, strict=True)
         ]
+
+    def _heads(self, decoded: DecodedQueries) -> tuple[Tensor, Tensor]:
+        """Class logits and kernels of all decoder layers; at inference of the last."""
+        if self.training:
+            return self.instance_head(decoded.states, decoded.reference_points)
+        # In full precision always: the scores of many queries lie close together.
+        last = decoded.states[-1:].to(self.instance_head.classes.weight.dtype)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.instance_head(last, decoded.reference_points)
 
     def targets(self, batched_inputs: list[dict]) -> list[SetTarget]:
         """Ground truths at the mask stride; those that vanish there are left out and counted."""
