@@ -102,7 +102,7 @@ def build_for_inference(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(0)
-    model = build_model(cfg).eval()
+    model = fold_norms(build_model(cfg).eval())  # as everything does that predicts
     _spread_boxes(model)
     for module in model.modules():
         if isinstance(module, FastRCNNOutputLayers):
