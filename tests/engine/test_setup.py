@@ -90,6 +90,7 @@ def test_missing_and_broken_files(tmp_path):
         ("SOLVER.BASE_LR", 0.0, "SOLVER.BASE_LR must be above 0"),
         ("SOLVER.OPTIMIZER", "adamw", "SOLVER.OPTIMIZER must be one of ADAMW, SGD, got 'adamw'"),
         ("SOLVER.AMP.DTYPE", "half", "SOLVER.AMP.DTYPE must be one of bfloat16, float16"),
+        ("TEST.AMP.DTYPE", "half", "TEST.AMP.DTYPE must be one of bfloat16, float16"),
         ("SOLVER.EMA.DECAY", 1.0, "SOLVER.EMA.DECAY must be between 0 and 1"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all", "CLIP_TYPE must be one of full_model, norm"),
         ("MODEL.WEIGHTS_MIN_MATCHED", 50.0, "WEIGHTS_MIN_MATCHED must be between 0 and 1"),
