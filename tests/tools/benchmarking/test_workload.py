@@ -1,10 +1,14 @@
 """Which config a name means, and what its model is given."""
 
 import pytest
+import torch
+from detectron2.utils.events import EventStorage
 
 from benchmarking.workload import (
     DETECTRON2_CONFIGS,
     ROOT,
+    build_for_inference,
+    build_training,
     config_path,
     load_config,
     num_classes,
@@ -48,3 +52,35 @@ def test_ellipses_have_the_size_that_is_promised():
     assert (areas > 0).all()
     assert areas.max() <= 3.15 / 4 * (0.3 * 200) * (0.3 * 300)
     assert instances.gt_classes.max() < 4
+
+
+def test_an_untrained_mask_rcnn_has_the_work_of_a_trained_one():
+    """As many proposals, boxes of classes and masks as its config allows."""
+    cfg = load_config("shapes/mask_rcnn_tiny", ["MODEL.DEVICE", "cpu"])
+    inputs = synthetic_inputs(1, 128, 128, 5, num_classes(cfg))
+    counts = {}
+
+    def watch(model):
+        heads = model.roi_heads
+        heads.register_forward_hook(lambda _, x, __: counts.update(proposals=len(x[2][0])))
+        heads.box_head.register_forward_hook(lambda _, x, __: counts.update(boxes=len(x[0])))
+        heads.mask_head.register_forward_hook(lambda _, x, __: counts.update(masks=len(x[0])))
+        return model
+
+    with torch.no_grad():
+        watch(build_for_inference(cfg))([{"image": inputs[0]["image"]}])
+    assert counts == {"proposals": 250, "boxes": 250, "masks": 30}
+    with EventStorage():
+        watch(build_training(cfg).model)(inputs)
+    assert (counts["proposals"], counts["boxes"]) == (250, 64)
+
+
+def test_the_boxes_of_an_untrained_istr_are_in_the_image():
+    cfg = load_config("shapes/istr_tiny", ["MODEL.DEVICE", "cpu"])
+    (x,) = synthetic_inputs(1, 64, 96, 0, num_classes(cfg))
+    with torch.no_grad():
+        (output,) = build_for_inference(cfg)([x])
+    instances = output["instances"]
+    assert len(instances) == cfg.TEST.DETECTIONS_PER_IMAGE
+    sizes = instances.pred_boxes.tensor.view(-1, 2, 2).diff(dim=1)[:, 0] / torch.tensor([96, 64])
+    assert sizes.min() > 0.02 and sizes.max() < 0.31
