@@ -212,10 +212,11 @@ def _bit_masks(instances: Instances) -> Tensor:
 
 def _padding_mask(images: ImageList) -> Tensor:
     """``(B, H, W)``, True on padding."""
-    mask = images.tensor.new_ones(len(images), *images.tensor.shape[-2:], dtype=torch.bool)
-    for row, (height, width) in zip(mask, images.image_sizes, strict=True):
-        row[:height, :width] = False
-    return mask
+    rows, columns = (
+        torch.arange(side, device=images.tensor.device) for side in images.tensor.shape[-2:]
+    )
+    masks = [(rows >= height)[:, None] | (columns >= width) for height, width in images.image_sizes]
+    return torch.stack(masks)
 
 
 def _build_transformer(isda: CfgNode) -> DeformableTransformer:

@@ -1,7 +1,6 @@
 """ISDA's heads: class scores, position-aware kernels and mask features with positions."""
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -127,8 +126,8 @@ def position_channels(
     height, width = features.shape[-2:]
     maps = []
     for image_height, image_width in image_sizes:
-        x = _linear_positions(features, width, math.ceil(image_width / stride))
-        y = _linear_positions(features, height, math.ceil(image_height / stride))
+        x = _linear_positions(features, width, (image_width + stride - 1) // stride)
+        y = _linear_positions(features, height, (image_height + stride - 1) // stride)
         maps.append(torch.stack([x.expand(height, width), y[:, None].expand(height, width)]))
     return torch.stack(maps)
 

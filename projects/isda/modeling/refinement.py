@@ -4,7 +4,6 @@ Letters: B images, N queries, K classes, C channels of queries and levels, d num
 embedding, P×P cells of a region of interest.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -76,7 +75,7 @@ def image_features(
     for index, level in enumerate(levels):
         stride = finest_stride * 2**index
         means = [
-            cells[:, : math.ceil(height / stride), : math.ceil(width / stride)].float().mean((1, 2))
+            cells[:, : -(-height // stride), : -(-width // stride)].float().mean((1, 2))
             for cells, (height, width) in zip(level, image_sizes, strict=True)
         ]
         total = total + torch.stack(means)

@@ -58,7 +58,8 @@ def _pad_same(conv: nn.Conv2d, inputs: tuple[Tensor]) -> Tensor:
     for axis in (1, 0):  # F.pad starts with the last axis
         size, stride = x.shape[2 + axis], conv.stride[axis]
         extent = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
-        total = max((math.ceil(size / stride) - 1) * stride + extent - size, 0)
+        # In whole numbers, which torch.export can reason about where the size is left open.
+        total = max((size + stride - 1) // stride * stride - stride + extent - size, 0)
         padding += [total // 2, total - total // 2]
     return F.pad(x, padding)
 
