@@ -279,6 +279,7 @@ setup(
         "plots": ["matplotlib", "tensorboard", "opencv-python-headless"],
         "lvis": ["lvis"],
         "cityscapes": ["cityscapesscripts"],
+        "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": ["pytest", "ruff"],
     },
     zip_safe=False,

@@ -20,6 +20,7 @@ IGNORED = (
 IGNORED_LOGS = (
     ("is_fx_tracing will return true for both", "torch.fx._symbolic_trace"),
     ("No CUDA runtime is found", "torch.utils.cpp_extension"),
+    ("Skipping constant folding for op", "onnxscript.optimizer._constant_folding"),
 )
 
 

@@ -1,0 +1,216 @@
+"""The command that exports, what it compares, and the runner that needs none of this package."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image
+from torch import nn
+
+import export_model
+import run_exported
+from isda.engine.setup import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+NUCLEI = ROOT / "datasets/nuclei_mini/images"
+OPTS = [
+    *("MODEL.ISDA.NUM_CLASSES", "1", "MODEL.ISDA.NUM_QUERIES", "12", "MODEL.ISDA.HIDDEN_DIM", "32"),
+    *("MODEL.ISDA.DECODER_LAYERS", "1", "MODEL.ISDA.ENCODER_LAYERS", "1", "MODEL.DEVICE", "cpu"),
+    *("MODEL.ISDA.MASK_HEAD_DIM", "32", "MODEL.ISDA.MASK_DIM", "32"),
+    *(
+        "TEST.DETECTIONS_PER_IMAGE",
+        "10",
+        "INPUT.MIN_SIZE_TEST",
+        "130",
+        "INPUT.MAX_SIZE_TEST",
+        "150",
+    ),
+    *("MODEL.BACKBONE.NAME", "build_basic_resnet_backbone", "MODEL.RESNETS.DEPTH", "10"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.RESNETS.NORM", "BN"),
+    *("DATASETS.TRAIN", "()", "DATASETS.TEST", "()"),
+]
+
+
+# --- the comparison
+
+
+def instances(*, scores=(0.9, 0.5, 0.01), shift=0) -> dict:
+    """Three squares of 100 pixels, one beside the other."""
+    masks = np.zeros((3, 40, 60), bool)
+    for index, mask in enumerate(masks):
+        left = 15 * index + shift
+        mask[5:15, left : left + 10] = True
+    classes = np.array([0, 1, 0])
+    return {"scores": np.float32(scores), "classes": classes, "masks": masks}
+
+
+def as_expected(found: dict) -> Instances:
+    return Instances(
+        (40, 60),
+        scores=torch.tensor(found["scores"]),
+        pred_classes=torch.tensor(found["classes"]),
+        pred_masks=torch.tensor(found["masks"]),
+    )
+
+
+def parity(found: dict) -> export_model.Parity:
+    result = export_model.Parity()
+    result.add(as_expected(instances()), found)
+    return result
+
+
+def test_the_same_instances_agree_whatever_their_order():
+    turned = {name: values[[1, 0, 2]] for name, values in instances().items()}
+    assert parity(turned) == export_model.Parity(instances=2)
+    assert parity(turned).holds
+
+
+def test_other_masks_do_not():
+    moved = parity(instances(shift=1))
+    assert moved.worst_iou == pytest.approx(90 / 110)
+    assert not moved.holds
+
+
+def test_other_scores_do_not():
+    other = parity(instances(scores=(0.9, 0.502, 0.01)))
+    assert other.worst_score == pytest.approx(0.002, abs=1e-6)
+    assert not other.holds
+    assert parity(instances(scores=(0.9, 0.5005, 0.04))).holds
+
+
+@pytest.mark.parametrize("kept", [[0], [0, 2]])
+def test_missing_instances_do_not(kept):
+    result = parity({name: values[kept] for name, values in instances().items()})
+    assert result.missing == 1
+    assert not result.holds
+
+
+def test_instances_of_another_class_or_that_the_model_lacks_do_not():
+    found = instances()
+    found["classes"] = np.array([0, 0, 0])
+    assert parity(found).missing == 1
+    assert parity(instances(scores=(0.9, 0.5, 0.3))).missing == 1
+
+
+# --- the command and the runner
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> SimpleNamespace:
+    """A small model that finds something, exported by the command and compared on photographs."""
+    folder = tmp_path_factory.mktemp("export")
+    config = str(ROOT / "configs/nuclei/isda_tiny.yaml")
+    torch.manual_seed(0)
+    model = build_model(load_config(config, OPTS))
+    nn.init.normal_(model.instance_head.classes.weight, std=0.5)
+    nn.init.normal_(model.instance_head.kernels[-1].weight, std=0.5)
+    classes = {"names": ["nucleus"], "ids": [1]}
+    torch.save({"model": model.state_dict(), "classes": classes}, folder / "model.pth")
+    photos = sorted(NUCLEI.glob("*.png"))[:3]
+    arguments = ["--config-file", config, "--output", str(folder / "small.pt2"), "--check"]
+    arguments += [*map(str, photos), "--opts", *OPTS, "MODEL.WEIGHTS", str(folder / "model.pth")]
+    status = export_model.main(arguments)
+    return SimpleNamespace(
+        file=folder / "small.pt2", status=status, photos=photos, arguments=arguments
+    )
+
+
+@pytest.mark.slow
+def test_exported_model_agrees_on_photographs(exported, capsys):
+    assert exported.status == 0
+    model = run_exported.ExportedModel(exported.file)
+    assert model.info["names"] == ["nucleus"]
+    photo = Image.open(exported.photos[0]).convert("RGB")
+    found = model(photo, threshold=0.05)
+    assert len(found["scores"]) > 1
+    assert found["masks"].shape[1:] == photo.size[::-1]
+    for box, mask in zip(found["boxes"], found["masks"]):
+        rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+        tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert np.abs(box - tight).max() < 3  # the box's pixels are those of the resized image
+
+
+@pytest.mark.slow
+def test_runner_prints_and_draws(exported, tmp_path, capsys):
+    photos = [str(photo) for photo in exported.photos[:2]]
+    options = ["--output", str(tmp_path / "masks"), "--confidence-threshold", "0.05"]
+    assert run_exported.main([str(exported.file), *photos, *options]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in lines] == photos
+    assert {found["class"] for line in lines for found in line["instances"]} == {"nucleus"}
+    for photo in exported.photos[:2]:
+        original = np.asarray(Image.open(photo).convert("RGB"))
+        drawn = np.asarray(Image.open(tmp_path / "masks" / f"{photo.stem}.png"))
+        assert drawn.shape == original.shape and (drawn != original).any()
+
+
+@pytest.mark.slow
+def test_difference_is_an_error(exported, monkeypatch, capsys):
+    """The graph stays as it was, its model has other thresholds for masks by now."""
+    monkeypatch.setattr(export_model, "save", lambda *_: None)  # leaves the file of before
+    predictor = export_model.Predictor
+
+    def other(*args, **options):
+        changed = predictor(*args, **options)
+        changed.model.mask_threshold = 0.8
+        return changed
+
+    monkeypatch.setattr(export_model, "Predictor", other)
+    monkeypatch.setattr(export_model, "export_program", lambda module: None)
+    assert export_model.main(exported.arguments) == 1
+    assert "the exported model differs from the original" in capsys.readouterr().err
+
+
+def test_runner_needs_nothing_of_this_package():
+    imported = set()
+    for node in ast.walk(ast.parse(Path(run_exported.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    foreign = imported - {"argparse", "json", "sys", "pathlib"}
+    assert foreign == {"numpy", "PIL", "onnxruntime", "torch"}
+
+
+@pytest.mark.parametrize("size", [(400, 300), (1000, 200), (50, 80), (333, 500), (7, 5)])
+def test_images_are_resized_as_detectron2_does(size):
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    model = run_exported.ExportedModel.__new__(run_exported.ExportedModel)
+    model.info = {"min_size": 200, "max_size": 300}
+    resize = ResizeShortestEdge.get_output_shape(size[1], size[0], 200, 300)
+    assert model._size(Image.new("RGB", size)) == resize[::-1]
+
+
+def test_runner_names_what_it_cannot_read(tmp_path, capsys):
+    assert run_exported.main([str(tmp_path / "model.pth"), "a.jpg"]) == 1
+    assert "model.pth: the name of an exported model ends in .onnx or .pt2" in (
+        capsys.readouterr().err
+    )
+
+
+def test_settings_go_with_a_config_only(capsys):
+    with pytest.raises(SystemExit):
+        export_model.parse_arguments(["--model", "x", "--output", "m.onnx", "--opts", "A", "1"])
+    assert "--opts go with --config-file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_program_of_the_page_runs(exported, tmp_path, monkeypatch):
+    """The one for .pt2; tests/test_export.py runs the one for ONNX."""
+    text = (ROOT / "docs/EXPORT.md").read_text()
+    (program,) = [p for p in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ".pt2" in p]
+    (tmp_path / "isda.pt2").write_bytes(exported.file.read_bytes())
+    (tmp_path / "photo.png").write_bytes(exported.photos[0].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(program, names)
+    assert names["masks"].shape[1:] == names["image"].shape[:2]
+    assert names["info"]["names"] == ["nucleus"]
