@@ -1,5 +1,7 @@
 """What inference computes in: TEST.AMP reaches whatever infers, and norms are folded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 from toys import toy_config, toy_data
 
-from isda import Predictor
+from isda import Predictor, model_zoo
 from isda.engine.trainer import Trainer
 from isda.modeling.folding import FoldedConv2d
+
+NUCLEI = Path(__file__).parents[2] / "datasets/nuclei_mini/images/06c779330d6d3447.png"
 
 
 def watched(model):
@@ -67,3 +71,20 @@ def test_predictors_fold_norms(tmp_path):
     predictor = Predictor(cfg)
     assert any(isinstance(module, FoldedConv2d) for module in predictor.model.modules())
     assert list(predictor.model.state_dict()) == list(model.state_dict())
+
+
+def test_the_shipped_model_finds_the_same():
+    """Nuclei are small: a pixel more or less at the border counts, so the median has to do."""
+    found = []
+    for enabled in (False, True):
+        cfg = model_zoo.get_config("nuclei/isda_mobilenet_v2", trained=True)
+        cfg.defrost()
+        cfg.MODEL.DEVICE, cfg.TEST.AMP.ENABLED = "cpu", enabled
+        found.append(Predictor(cfg, threshold=0.5)(NUCLEI))
+    exact, reduced = (prediction.pred_masks.flatten(1).float() for prediction in found)
+    assert len(exact) > 5
+    shared = exact @ reduced.T
+    ious = shared / (exact.sum(1)[:, None] + reduced.sum(1) - shared)
+    best, match = ious.max(dim=1)
+    assert best.median() > 0.95
+    torch.testing.assert_close(found[1].scores[match], found[0].scores, rtol=0, atol=0.1)
