@@ -94,6 +94,7 @@ def test_old_torch(monkeypatch):
     "code, message",
     [
         ("raise ImportError('no module pkg_resources')", "(ImportError: no module pkg_resources)"),
+        ("import os; os.abort()", "(the interpreter crashed (SIGABRT))"),
         ("", "(ModuleNotFoundError: No module named 'detectron2.engine')"),
     ],
 )
@@ -103,6 +104,20 @@ def test_broken_detectron2(stubs, code, message):
     doctor.examine_detectron2(report)
     assert len(report.problems) == 1
     assert f"Detectron2 cannot be imported {message}. Again: pip install" in report.problems[0]
+
+
+def test_fault_of_this_package_is_not_detectron2s(monkeypatch):
+    def probe(function):
+        if function is doctor.probe_models:
+            raise doctor.ProbeError("ImportError: cannot import name 'x' from 'fvcore'")
+        return {}
+
+    monkeypatch.setattr(doctor, "probe", probe)
+    report = doctor.Report()
+    doctor.examine_detectron2(report)
+    assert report.problems[0].startswith(
+        "The models of ISDA cannot be imported (ImportError: cannot import name 'x' from 'fvcore')"
+    )
 
 
 def test_missing_detectron2(monkeypatch):

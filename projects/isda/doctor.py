@@ -386,41 +386,53 @@ def examine_detectron2(report: Report) -> None:
         report.problems.append(f"Detectron2 is missing: {DETECTRON2}")
         return
     try:
-        found = probe(probe_detectron2)
+        found = probe(probe_models)
     except ProbeError as error:
-        report.line("detectron2", "cannot be imported")
-        report.problems.append(f"Detectron2 cannot be imported ({error}). Again: {DETECTRON2}")
+        blame_for_models(report, error)
         return
     compiled = "" if found["compiled"] else ", without its own compiled parts, which ISDA can spare"
     report.line("detectron2", found["version"] + compiled)
+    report.line("isda", f"registered {', '.join(found['architectures'])}")
+
+
+def blame_for_models(report: Report, error: ProbeError) -> None:
+    """Find out whether Detectron2 fails alone, or only this package on top of it."""
     try:
-        architectures = probe(probe_models)["architectures"]
-    except ProbeError as error:
+        probe(probe_detectron2)
+    except ProbeError as its_error:
+        report.line("detectron2", "cannot be imported")
+        report.problems.append(f"Detectron2 cannot be imported ({its_error}). Again: {DETECTRON2}")
+    else:
         report.line("isda", "cannot be imported")
-        report.problems.append(f"The models cannot be imported ({error}): docs/INSTALL.md")
-        return
-    report.line("isda", f"registered {', '.join(architectures)}")
+        report.problems.append(
+            f"The models of ISDA cannot be imported ({error}), though Detectron2 can: is another "
+            "version of a package installed than docs/INSTALL.md asks for?"
+        )
 
 
 def probe_detectron2() -> None:
     import detectron2.engine
     import detectron2.evaluation  # noqa: F401  (as the models' users do)
 
-    compiled = importlib.util.find_spec("detectron2._C") is not None
-    answer(version=detectron2.__version__, compiled=compiled)
+    answer(version=detectron2.__version__)
 
 
 def probe_models() -> None:
     from isda import add_isda_config, add_istr_config
 
     # isort: split
+    import detectron2
     from detectron2.config import get_cfg
     from detectron2.modeling import META_ARCH_REGISTRY
 
     cfg = get_cfg()
     add_isda_config(cfg)
     add_istr_config(cfg)
-    answer(architectures=[name for name in ("ISDA", "ISTR") if name in META_ARCH_REGISTRY])
+    answer(
+        version=detectron2.__version__,
+        compiled=importlib.util.find_spec("detectron2._C") is not None,
+        architectures=[name for name in ("ISDA", "ISTR") if name in META_ARCH_REGISTRY],
+    )
 
 
 def main() -> int:
