@@ -17,14 +17,14 @@ _ABSENT = ""
 def markdown(report: Mapping) -> str:
     """What was measured under which circumstances, a table of models, and one per breakdown."""
     rows = report["rows"]
-    height, width = report["train_size"]
+    inference = f"Size and inference, {_size_text(report['size'])}:"
     training = (
-        f"Training steps of {report['train_batch']} images of {height}×{width} with "
-        f"{report['instances']} instances each:"
+        f"Training steps, {_size_text(report['train_size'])}, batch {report['train_batch']}, "
+        f"{report['instances']} instances in each image:"
     )
     parts = [_circumstances(report)]
     for title, columns in (
-        ("Size and inference:", _inference_columns(report)),
+        (inference, _inference_columns(report)),
         (training, _TRAINING_COLUMNS),
     ):
         parts += _section(title, _measured(columns, rows), rows)
@@ -42,17 +42,21 @@ def markdown(report: Mapping) -> str:
 
 
 def _circumstances(report: Mapping) -> str:
-    height, width = report["size"]
     environment = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
     clock = "processor time" if report["cpu_time"] else "time by the clock"
     text = (
-        f"Synthetic images of {height}×{width}, untrained weights; {environment}; {clock}. "
+        f"Synthetic images, untrained weights; {environment}; {clock}. "
         f"{report['rounds']} rounds, in which the models take turns; ratios are to "
         f"{report['rows'][0]['name']}, taken round by round: median (quartiles)."
     )
     if report["opts"]:
         text += f" Overrides: `{' '.join(report['opts'])}`."
     return text
+
+
+def _size_text(size: Sequence[int]) -> str:
+    height, width = size
+    return f"{height}×{width}"
 
 
 def _inference_columns(report: Mapping) -> dict[str, tuple[str, Callable]]:
