@@ -1,3 +1,7 @@
+import logging
+import sys
+
+import pytest
 import torch
 
 from isda._warnings import IGNORED
@@ -10,3 +14,22 @@ def pytest_configure(config):
     for message, category, module in IGNORED:
         pattern = message.replace(":", ".")  # colons part pytest's fields; this is a regex
         config.addinivalue_line("filterwarnings", f"ignore:{pattern}:{category.__name__}:{module}")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """What a program under test does to loggers, such as writing to a console that is gone later,
+    ends with the test."""
+    named = [x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger)]
+    states = [(x, x.handlers[:], x.level, x.propagate, x.disabled) for x in (logging.root, *named)]
+    yield
+    for logger, handlers, level, propagate, disabled in states:
+        logger.handlers, logger.propagate, logger.disabled = handlers, propagate, disabled
+        logger.setLevel(level)
+    known = {logger for logger, *_ in states}
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and logger not in known:
+            logger.handlers, logger.propagate = [], True
+            logger.setLevel(logging.NOTSET)
+    if "detectron2.utils.logger" in sys.modules:  # it remembers what it has set up
+        sys.modules["detectron2.utils.logger"].setup_logger.cache_clear()

@@ -13,9 +13,9 @@ ISDA_BUILD=cuda has the CUDA kernels compiled as well; docs/INSTALL.md says what
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -57,8 +57,7 @@ def build_source_distribution(folder: Path) -> Path:
 
 
 def unpack(source: Path, folder: Path) -> Path:
-    with tarfile.open(source) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(source, folder)
     (tree,) = folder.iterdir()
     return tree
 
