@@ -78,6 +78,7 @@ def rows(measured):
     return {row["name"]: row for row in report["rows"]}
 
 
+@pytest.mark.slow
 def test_every_model_is_measured(rows):
     assert list(rows) == MODELS
     for row in rows.values():
@@ -102,6 +103,7 @@ def test_every_model_is_measured(rows):
     }
 
 
+@pytest.mark.slow
 def test_each_model_has_the_components_that_it_consists_of(rows):
     everywhere = {"backbone", "neck", "heads", "postprocessing", "other"}
     for name, row in rows.items():
@@ -126,6 +128,7 @@ def table(text, title):
     return {line[0]: dict(zip(titles, line, strict=True)) for line in cells}
 
 
+@pytest.mark.slow
 def test_the_tables_say_what_the_file_says(measured, rows):
     text = (measured / "benchmark.md").read_text()
     assert text.startswith("Synthetic images, untrained weights; device ")
@@ -157,6 +160,7 @@ def test_the_tables_say_what_the_file_says(measured, rows):
         assert inference[name]["AP"] == ("" if "ap" not in row else f"{row['ap']:.1f}")
 
 
+@pytest.mark.slow
 def test_breakdowns_and_pictures_are_written(measured, rows):
     text = (measured / "benchmark.md").read_text()
     cells = table(text, "Latency, by component:")["mask_rcnn_tiny"]
