@@ -157,7 +157,7 @@ class _CroppingQueries(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         (size,) = image_sizes
         cropped = [
-            _cropped(level[0], *(-(-side // stride) for side in size))[None]
+            _cropped(level[0], *((side + stride - 1) // stride for side in size))[None]
             for level, stride in zip(levels, self.strides, strict=True)
         ]
         return self.queries(cropped, image_sizes, extents)

@@ -74,9 +74,11 @@ def image_features(
     total = levels[0].new_zeros(levels[0].shape[:2], dtype=torch.float32)
     for index, level in enumerate(levels):
         stride = finest_stride * 2**index
+        # Rounded up without negative numbers, whose division ONNX rounds the other way.
+        valid = [[(side + stride - 1) // stride for side in size] for size in image_sizes]
         means = [
-            cells[:, : -(-height // stride), : -(-width // stride)].float().mean((1, 2))
-            for cells, (height, width) in zip(level, image_sizes, strict=True)
+            cells[:, :rows, :columns].float().mean((1, 2))
+            for cells, (rows, columns) in zip(level, valid, strict=True)
         ]
         total = total + torch.stack(means)
     return total
