@@ -55,7 +55,7 @@ class Report:
         self.lines += ["", text] if self.lines else [text]
 
     def line(self, name: str, text: str) -> None:
-        self.lines.append(f"  {name:<26}{text}")
+        self.lines.append(f"  {name:<24}  {text}")
 
     def __str__(self) -> str:
         lines = list(self.lines)
