@@ -2,7 +2,7 @@
 
 Shows and evaluates the models that come with the package. Then prepares the embedded data, trains a
 small ISDA and a Mask R-CNN of the same size on photographs of cell nuclei, evaluates both with
-COCO's metric, and draws what they predict, in less than ten minutes on two CPU cores. Run it again
+COCO's metric, and draws what they predict, in about ten minutes on two CPU cores. Run it again
 and it continues where it stopped; what is finished is kept. With ``--istr`` it trains ISTR too,
 which takes some minutes more.
 
