@@ -1,4 +1,4 @@
-import logging
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -6,6 +6,17 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+PROGRAM = Path(__file__).parents[2] / "train_net.py"
+
+
+@pytest.fixture(scope="session")
+def train_net():
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("train_net", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -15,14 +26,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def loggers_as_before():
-    """Starting a training takes the loggers away from pytest."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "isda")]
-    states = [(logger.propagate, logger.level, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, (propagate, level, handlers) in zip(loggers, states, strict=True):
-        logger.propagate, logger.handlers = propagate, handlers
-        logger.setLevel(level)

@@ -1,6 +1,5 @@
 """``train_net.py --dataset``: from a folder to weights, with the toy model."""
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -11,33 +10,15 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from toys import ISTR, toy_config, write_toy_data
+from toys import ISTR, call, toy_config, write_toy_data
 
 from isda.data.errors import DatasetError
 from isda.data.own_data import forget_folders
-from isda.engine.launch import argument_parser, run
+from isda.engine.launch import argument_parser
 from isda.engine.own_data import use_own_data
 from isda.engine.predictor import Predictor
 from isda.engine.setup import ConfigError, load_config, setup
 from isda.engine.trainer import Trainer
-
-PROGRAM = Path(__file__).parents[2] / "train_net.py"
-
-
-@pytest.fixture(scope="module")
-def train_net():
-    spec = importlib.util.spec_from_file_location("train_net_of_own_data", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def call(train_net, *words):
-    """What ``main`` returns."""
-    results = []
-    arguments = argument_parser().parse_args(list(map(str, words)))
-    run(lambda args: results.append(train_net.main(args)), arguments)
-    return results[0]
 
 
 def config_file(folder: Path, *overrides) -> Path:

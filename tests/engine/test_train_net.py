@@ -1,36 +1,16 @@
 """The program itself, as a user calls it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toys import ISTR, toy_config, toy_data
+from toys import ISTR, call, toy_config, toy_data
 
 from isda.engine.launch import argument_parser, run
 from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
 from isda.modeling.mask_dictionary import MaskDictionary
-
-PROGRAM = Path(__file__).parents[2] / "train_net.py"
-
-
-@pytest.fixture(scope="module")
-def train_net():
-    spec = importlib.util.spec_from_file_location("train_net", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def call(train_net, *words):
-    """What ``main`` returns."""
-    results = []
-    arguments = argument_parser().parse_args(list(map(str, words)))
-    run(lambda args: results.append(train_net.main(args)), arguments)
-    return results[0]
 
 
 def config_file(folder, *overrides):

@@ -17,6 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import nn
 
 from isda import add_isda_config, add_istr_config
+from isda.engine.launch import argument_parser, run
 from isda.meta_arch.isda import ISDA
 from isda.modeling.backbone.fpn import with_fpn
 
@@ -161,3 +162,11 @@ def same_size_config(output_dir, *overrides) -> CfgNode:
         *("SOLVER.CLIP_GRADIENTS.ENABLED", False),
         *overrides,
     )
+
+
+def call(train_net, *words):
+    """What ``main`` of the program returns."""
+    results = []
+    arguments = argument_parser().parse_args(list(map(str, words)))
+    run(lambda args: results.append(train_net.main(args)), arguments)
+    return results[0]
