@@ -1,29 +1,19 @@
 """The compiled CPU kernels over all shapes, and what only they promise."""
 
-import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from problems import PROJECTS, TOLERANCES, needs_native
 from torch import Tensor
 
 from isda import ops
 from isda.ops import ms_deform_attn, pytorch
 
-pytestmark = pytest.mark.skipif(
-    "cpu" not in ops.backends().built, reason="the CPU kernels are not built"
-)
-PROJECTS = Path(__file__).parents[2] / "projects"
+pytestmark = needs_native
 LEVELS = [(4, 6), (3, 2), (1, 5), (2, 2), (1, 1)]
-TOLERANCES = {  # of output and gradients, relative to the largest magnitude
-    torch.float64: (1e-12, 1e-12),
-    torch.float32: (1e-5, 2e-5),
-    torch.bfloat16: (8e-3, 8e-3),
-    torch.float16: (1e-3, 1e-3),
-}
 MANY = 150  # queries: so many that each head's tokens are copied together first
 FEW = 2
 
@@ -55,10 +45,6 @@ def random_inputs(
     ]
 
 
-def starts_of(sizes) -> list[int]:
-    return list(itertools.accumulate((h * w for h, w in sizes), initial=0))[:-1]
-
-
 def results(function, inputs, upstream: Tensor) -> list[Tensor]:
     output = function(*inputs)
     return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
@@ -70,31 +56,6 @@ def attend(sizes):
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - expected).abs().max() / expected.abs().max()).item()
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("queries", [FEW, MANY])
-@pytest.mark.parametrize("channels", [1, 16, 20, 32, 64, 128, 71])
-def test_every_number_of_channels_levels_and_points(channels, queries, dtype):
-    for levels, points in itertools.product(range(1, 6), repeat=2):
-        if queries == MANY and (levels + points) % 2 and channels != 32:
-            continue  # half of them will do
-        sizes = LEVELS[:levels]
-        inputs = random_inputs(
-            sizes, queries=queries, channels=channels, points=points, dtype=dtype
-        )
-        generator = torch.Generator().manual_seed(2)
-        upstream = torch.randn(1, queries, 2 * channels, generator=generator).to(dtype)
-        doubles = [t.detach().double().requires_grad_() for t in inputs]
-        expected = results(
-            lambda v, *rest: pytorch.grid_sample_form(v, sizes, starts_of(sizes), *rest),  # noqa: B023
-            doubles,
-            upstream.double(),
-        )
-        found = results(attend(sizes), inputs, upstream)
-        limits = TOLERANCES[dtype]
-        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert relative_error(one, other) < limits[i > 0], (levels, points, i)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -212,23 +173,3 @@ torch.testing.assert_close(ours(*inputs), theirs(*inputs))
         command = [sys.executable, "-c", program.format(first)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
-
-
-class Attention(torch.nn.Module):
-    def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return ms_deform_attn(value, LEVELS[:2], None, locations, weights)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_runtime_computes_the_same(tmp_path):
-    pytest.importorskip("onnxscript", reason="exporting to ONNX needs onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
-    inputs = [t.detach() for t in random_inputs(queries=7, points=3)]
-    path = str(tmp_path / "attention.onnx")
-    torch.onnx.export(Attention(), tuple(inputs), path, dynamo=True, opset_version=20)
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [argument.name for argument in session.get_inputs()]
-    feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-    (output,) = session.run(None, feed)
-    torch.testing.assert_close(torch.from_numpy(output), Attention()(*inputs))

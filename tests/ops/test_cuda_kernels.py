@@ -523,6 +523,38 @@ def test_empty_problems_without_nvcc():
     assert not any(grad.any() for grad in grads)
 
 
+class Driver:
+    """What binding a context asks of CUDA's driver, for a thread that has ``current``."""
+
+    def __init__(self, current: int):
+        self.current, self.retained = current, []
+
+    def cuCtxGetCurrent(self, context):  # noqa: N802
+        context._obj.value = self.current
+        return 0
+
+    def cuDeviceGet(self, handle, device):  # noqa: N802
+        handle._obj.value = 10 + device
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, handle):  # noqa: N802
+        self.retained.append(handle.value)
+        context._obj.value = 100 + handle.value
+        return 0
+
+    def cuCtxSetCurrent(self, context):  # noqa: N802
+        self.current = context.value
+        return 0
+
+
+@pytest.mark.parametrize("current, expected, retained", [(0, 111, [11]), (7, 7, [])])
+def test_a_thread_without_a_context_gets_pytorchs(monkeypatch, current, expected, retained):
+    driver = Driver(current)
+    monkeypatch.setattr(nvrtc, "_driver", lambda: driver)
+    nvrtc._bind_context(1)
+    assert driver.current == expected and driver.retained == retained
+
+
 @pytest.mark.skipif(nvrtc.obstacle() is not None, reason=f"NVRTC: {nvrtc.obstacle()}")
 def test_nvrtc_compiles_and_keeps(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -162,8 +162,9 @@ def _ready(tensor: Tensor) -> Tensor:
 def _run(device: torch.device, steps: Iterable[Launch]) -> None:
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
     with torch.cuda.device(device):
+        _bind_context(device.index)
         for step in steps:
-            function = _function(step.kernel, torch.cuda.current_device())
+            function = _function(step.kernel, device.index)
             addresses = [ctypes.addressof(argument) for argument in step.arguments]
             arguments = (ctypes.c_void_p * len(addresses))(*addresses)
             threads, shared = (step.threads, 1, 1), step.shared_bytes
@@ -174,10 +175,24 @@ def _run(device: torch.device, steps: Iterable[Launch]) -> None:
             )
 
 
+def _bind_context(device: int) -> None:
+    """Give this thread PyTorch's context of a device if it has none.
+
+    CUDA's runtime does that itself, when it is first used in a thread. A thread of autograd may
+    come here before that.
+    """
+    context, handle = ctypes.c_void_p(), ctypes.c_int()
+    _check_driver(_driver().cuCtxGetCurrent(ctypes.byref(context)))
+    if context.value:
+        return
+    _check_driver(_driver().cuDeviceGet(ctypes.byref(handle), device))
+    _check_driver(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+    _check_driver(_driver().cuCtxSetCurrent(context))
+
+
 @functools.cache
 def _function(kernel: str, device: int) -> ctypes.c_void_p:
     """A kernel on a device, which is the current one."""
-    torch.cuda.synchronize(device)  # there is a context now
     major, minor = torch.cuda.get_device_capability(device)
     symbol, code = compiled(kernel, f"sm_{major}{minor}")
     module, function = ctypes.c_void_p(), ctypes.c_void_p()

@@ -48,9 +48,9 @@ ISDA_KERNEL(kGenericThreads) list_bins_kernel(
   if (i >= samples) return;
   const int bin = load(sorting.keys + i);
   if (bin == kNoBin) return;
-  if (i == 0 || load(sorting.keys + i - 1) != bin) store(sorting.ranges + 2 * bin, int(i));
+  if (i == 0 || load(sorting.keys + i - 1) != bin) store(sorting.ranges + 2ll * bin, int(i));
   if (i == samples - 1 || load(sorting.keys + i + 1) != bin) {
-    store(sorting.ranges + 2 * bin + 1, int(i + 1));
+    store(sorting.ranges + 2ll * bin + 1, int(i + 1));
   }
   const long long sample = load(sorting.order + i);
   const Level level = level_of(problem, sample % per_bag / problem.points);
@@ -72,8 +72,8 @@ ISDA_DEVICE C collect(
   for (int corner = 0; corner < 4; ++corner) {
     const int bin = first_bin + (row + 1 - corner / 2) * (level.columns + 1) + column + 1 -
                     corner % 2;
-    const int end = load(sorting.ranges + 2 * bin + 1);
-    for (int i = load(sorting.ranges + 2 * bin); i < end; ++i) {
+    const int end = load(sorting.ranges + 2ll * bin + 1);
+    for (int i = load(sorting.ranges + 2ll * bin); i < end; ++i) {
       const auto record = load(static_cast<const Record<C>*>(sorting.records) + i);
       const C part = (corner % 2 ? record.right : 1 - record.right) *
                      (corner / 2 ? record.below : 1 - record.below);
