@@ -10,13 +10,12 @@
 // Below all headers, so that nothing of theirs is compiled for this set.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,popcnt"))), apply_to = function)
-#define __AVX2__ 1
-#define __F16C__ 1
 #else
 #pragma GCC target("avx2,fma,f16c,popcnt")
 #endif
 
 #define ISDA_ARCHITECTURE avx2
+#define ISDA_AVX2  // not __AVX2__: GCC 12 does not define it after the pragma
 #include "kernels_impl.h"
 
 #if defined(__clang__)

@@ -113,7 +113,7 @@ struct Half {
     return uint16_t(sign | ((wide + 0xfff + (wide >> 13 & 1) - (112u << 23)) >> 13));
   }
   static ISDA_INLINE Vector vector(const uint16_t* from) {
-#ifdef __F16C__
+#ifdef ISDA_AVX2
     return bits<Vector>(_mm256_cvtph_ps(load<__m128i>(from)));
 #else
     float wide[8];
@@ -137,7 +137,7 @@ ISDA_INLINE void add_lanes(const Vector (&vectors)[4], Scalar (&sums)[4]) {
   }
 }
 
-#ifdef __AVX2__
+#ifdef ISDA_AVX2
 ISDA_INLINE void add_lanes(const FloatVector (&v)[4], float (&sums)[4]) {
   const __m256 first = _mm256_hadd_ps(bits<__m256>(v[0]), bits<__m256>(v[1]));
   const __m256 second = _mm256_hadd_ps(bits<__m256>(v[2]), bits<__m256>(v[3]));
