@@ -16,6 +16,8 @@ __all__ = ["Stopwatch", "peak_memory"]
 _WARM_UPS = 20  # on a GPU
 _PROBE_SECONDS = 0.06
 _FEWEST_CALM = 3
+_CYCLES_PER_SECOND = 3e9  # of a GPU, or fewer: so it is busy somewhat longer
+_LONGEST_LAUNCH = 0.005
 
 Call = Callable[[], None]
 
@@ -103,13 +105,17 @@ class Stopwatch:
                 return elapsed / calls
 
     def _seconds_on_gpu(self, call: Call) -> float:
-        total, calls = 0.0, 0
-        while total < self.floor or calls < 3:
+        total, calls, launching, first = 0.0, 0, _LONGEST_LAUNCH, self.now()
+        while self.now() - first < self.floor or calls < 3:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             if self.flushed is not None:
                 self.flushed.zero_()
+            # Else it would wait for Python between the events, which may take longer than the call.
+            torch.cuda._sleep(int(launching * _CYCLES_PER_SECOND))
             begin.record()
+            started = self.now()
             call()
+            launching = min(self.now() - started, _LONGEST_LAUNCH)
             end.record()
             end.synchronize()
             total += begin.elapsed_time(end) / 1000

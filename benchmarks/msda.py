@@ -12,7 +12,8 @@ of the contender in the same round), with its quartiles. Times include allocatio
 A machine may be taken away unseen, by its host or by other programs. On a CPU every round lies
 between two runs of a fixed product of matrices; where one of them loses more than ``--calm`` of its
 time, the round does not count. A row with fewer than three calm rounds is made of all, and marked
-``~``. On a GPU the clocks are recorded.
+``~``. On a GPU the clocks are recorded, and it is busy until a call has been launched: its time is
+that of the GPU, not of Python.
 
 Other operators take part where they can be imported: torch-ms-deform-attn, mmcv. That of
 Deformable DETR, of 2020, is compiled from ``--reference-cuda``, its folder ``models/ops``.
@@ -21,9 +22,11 @@ Deformable DETR, of 2020, is compiled from ``--reference-cuda``, its folder ``mo
 import argparse
 import itertools
 import logging
+import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +55,7 @@ logger = logging.getLogger("msda")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    begun = time.monotonic()
     args = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     contenders, left_out = by_name(args.device, args.contenders, args.reference_cuda)
@@ -66,11 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     stopwatch.learn(args.threads)
     print_header()
-    rows = [
-        row
-        for workload, passes in itertools.product(workloads(args), args.passes)
-        for row in compared(workload, passes, contenders, stopwatch, args)
-    ]
+    rows = []
+    for workload, passes in itertools.product(workloads(args), args.passes):
+        if time.monotonic() - begun > args.within:
+            left_out.append(f"{name_of(workload, passes)}: no time left")
+            continue
+        rows += compared(workload, passes, contenders, stopwatch, args)
     if args.scaling:
         rows += scaled(contenders, stopwatch, args)
     memory = peaks(contenders, args) if args.memory else []
@@ -102,6 +107,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--patience", type=float, default=300, help="seconds to wait for a calm machine, in all")
     add("--flush", action="store_true", help="empty a GPU's L2 cache before every call")
     add("--cpu-time", action="store_true", help="for busy machines: the processor's time, 1 thread")
+    add("--within", type=float, default=math.inf, help="seconds after which nothing is begun")
     add("--scaling", action="store_true", help="also time over tokens, batch and points")
     add("--memory", action="store_true", help="also peak memory beyond the inputs")
     add("--levels", type=parse_levels, help="default: 100x168,50x84,25x42,13x21")
@@ -209,6 +215,8 @@ def compared(
         # One that knows no half types is measured in float32: that is what its users have.
         fits = workload.dtype in contender.dtypes
         calls[name] = call_of(contender, inputs if fits else inputs.float(), passes)
+    if args.device == "cuda":
+        calls = within_memory(calls, name_of(workload, passes))
     rows = []
     for threads in args.threads:
         torch.set_num_threads(threads)
@@ -223,6 +231,25 @@ def compared(
 
 
 PEERS = ("torch-ms-deform-attn", "2020 kernel")
+
+
+def name_of(workload: Workload, passes: str) -> str:
+    about = workload.described()
+    return f"{about['kind']} B{about['batch']} {about['offsets']} {about['dtype']} {passes}"
+
+
+def within_memory(calls: dict[str, Callable[[], None]], what: str) -> dict[str, Callable]:
+    """Those that do not ask for more memory than the GPU has."""
+    fitting = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except torch.OutOfMemoryError:
+            logger.info("left out of %s: %s: too little memory", what, name)
+            torch.cuda.empty_cache()
+            continue
+        fitting[name] = call
+    return fitting
 
 
 def scaled(
@@ -265,7 +292,10 @@ def peaks(contenders: dict[str, Contender], args: argparse.Namespace) -> list[di
             continue
         inputs = workload.inputs(args.device)
         for passes, (name, contender) in itertools.product(args.passes, contenders.items()):
-            peak = peak_memory(call_of(contender, inputs, passes), args.device)
+            calls = {name: call_of(contender, inputs, passes)}
+            if args.device == "cuda" and not within_memory(calls, name_of(workload, passes)):
+                continue
+            peak = peak_memory(calls[name], args.device)
             memory = Memory(workload.kind, workload.batch, passes, name, peak,
                             inputs.result_bytes(gradients=passes != "forward"))  # fmt: skip
             logger.info("%s", memory)

@@ -64,6 +64,72 @@ def test_ratios_are_of_the_same_round(benchmark):
     assert row.speedup("2020 kernel") is None
 
 
+class Clocks:
+    """A processor that launches, and a GPU that does one thing after the other."""
+
+    def __init__(self):
+        self.host = self.device = 0.0
+
+    def now(self) -> float:
+        return self.host
+
+    def run(self, seconds: float) -> None:
+        self.device = max(self.device, self.host) + seconds
+
+    def event(self, enable_timing: bool) -> "Event":
+        assert enable_timing
+        return Event(self)
+
+
+class Event:
+    def __init__(self, clocks: Clocks):
+        self.clocks, self.time = clocks, None
+
+    def record(self) -> None:
+        self.clocks.run(0)
+        self.time = self.clocks.device
+
+    def synchronize(self) -> None:
+        self.clocks.host = max(self.clocks.host, self.time)
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1000 * (end.time - self.time)
+
+
+def test_time_on_a_gpu_is_not_that_of_launching(benchmark, monkeypatch):
+    clocks, calls = Clocks(), []
+
+    def call():
+        clocks.host += 1e-3  # of Python
+        clocks.run(6e-5)
+        calls.append(clocks.host)
+
+    monkeypatch.setattr(torch.cuda, "Event", clocks.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: clocks.run(cycles / 1.5e9))
+    stopwatch = benchmark["Stopwatch"]("cuda", 1, 0, floor=0.1, flush=False)
+    stopwatch.now = clocks.now
+    assert stopwatch._seconds(call) == pytest.approx(6e-5)
+    assert len(calls) > 20 and clocks.host < 0.12
+
+
+def test_time_ends_before_the_work(benchmark, tmp_path, caplog):
+    arguments = [*SMALL, "--contenders", "isda torch", "--offsets", "wide", "--within", "0"]
+    assert benchmark["main"]([*arguments, "--output", str(tmp_path / "cpu")]) == 0
+    content = json.loads((tmp_path / "cpu.json").read_text())
+    assert content["rows"] == []
+    assert "encoder B1 wide float32 forward: no time left" in content["left_out"]
+
+
+def test_what_asks_for_too_much_memory_is_left_out(benchmark, caplog):
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    calls = {"large": too_large, "small": lambda: None}
+    with caplog.at_level("INFO"):
+        assert list(benchmark["within_memory"](calls, "encoder B8")) == ["small"]
+    assert "left out of encoder B8: large: too little memory" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 @pytest.mark.parametrize("offsets", ["init", "wide", "uniform"])
 def test_workloads_are_those_of_the_models(benchmark, kind, offsets):
