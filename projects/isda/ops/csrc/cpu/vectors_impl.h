@@ -85,7 +85,11 @@ struct BFloat16 {
     return uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16);
   }
   static ISDA_INLINE Vector vector(const uint16_t* from) {
+#ifdef ISDA_AVX2
+    return bits<Vector>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(from)), 16));
+#else
     return bits<Vector>(__builtin_convertvector(load<Halves>(from), Words) << 16);
+#endif
   }
 };
 
