@@ -136,6 +136,11 @@ def training_line(iteration, loss, seconds):
     )
 
 
+def test_paths_are_shown_as_they_are_typed_in_the_checkout(tmp_path):
+    assert demo_progress.shown_path(ROOT / "output" / "demo") == str(Path("output/demo"))
+    assert demo_progress.shown_path(tmp_path / "demo") == str(tmp_path / "demo")
+
+
 def test_watch_reads_iterations_losses_and_ap():
     now = Clock()
     watch = demo_progress.TrainingWatch(100, 40, now)
@@ -270,7 +275,8 @@ def fake_training(tmp_path, monkeypatch, ending):
     text = TRAINING.format(line=training_line(19, 7.5, 0.5).strip(), ending=ending)
     (tmp_path / "train_net.py").write_text(text)
     run = open_run(tmp_path / "output")
-    monkeypatch.setattr(run_demo, "ROOT", tmp_path)
+    for module in (run_demo, demo_progress):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     stream = io.StringIO()
     progress = demo_progress.Progress({"isda": 100.0}, stream, interval=0)
     return run, progress, stream

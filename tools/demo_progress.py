@@ -5,15 +5,22 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-__all__ = ["Progress", "TrainingWatch", "clock"]
+__all__ = ["Progress", "TrainingWatch", "clock", "shown_path"]
 
+ROOT = Path(__file__).resolve().parents[1]
 PLANNED_EVALUATION = 8.0  # seconds, until one was measured
 
 
 def clock(seconds: float) -> str:
     """Minutes and seconds: ``4:05``."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def shown_path(path: Path) -> str:
+    """A path as seen from the checkout, where all commands are meant to be typed."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 class Progress:

@@ -11,7 +11,7 @@ from isda import Predictor, model_zoo  # before Detectron2, whose import it make
 from detectron2.data import DatasetCatalog
 
 from demo_pictures import diverse, draw_predictions_of
-from demo_progress import Progress
+from demo_progress import Progress, shown_path
 from isda.engine.trainer import Trainer
 from isda.model_zoo import ModelEntry
 
@@ -44,8 +44,7 @@ def show_trained(models: dict[str, str], output: Path, progress: Progress) -> No
         predictors = {shown: Predictor(name, threshold=0.0) for shown, name in models.items()}
         records = diverse(DatasetCatalog.get(DATA), PICTURES)
         draw_predictions_of(predictors, records, output, "trained")
-    inside = picture.is_relative_to(Path.cwd())
-    progress.say(f"      pictures: {picture.relative_to(Path.cwd()) if inside else picture}")
+    progress.say(f"      pictures: {shown_path(picture)}")
     for i, (shown, entry) in enumerate(entries.items()):
         progress.update(f"evaluating {shown}", 15.0 * (len(entries) - i))
         results = known[shown] or evaluate(entry, predictors[shown], output)

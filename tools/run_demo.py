@@ -32,7 +32,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from demo_pictures import diverse, draw_predictions_of, load_example
-from demo_progress import Progress, TrainingWatch
+from demo_progress import Progress, TrainingWatch, shown_path
 from demo_trained import available, show_trained
 from isda.engine.loader import training_dicts
 from isda.engine.setup import load_config, resolve_schedule
@@ -103,7 +103,7 @@ class Run:
     def command(self, resume: bool) -> list[str]:
         """What follows ``python``, in the checkout."""
         resuming = ["--resume"] if resume else []
-        overrides = [*self.opts, "OUTPUT_DIR", shown(self.folder)]
+        overrides = [*self.opts, "OUTPUT_DIR", shown_path(self.folder)]
         return ["train_net.py", "--config-file", self.model.config_file, *resuming, *overrides]
 
     def recall(self) -> bool:
@@ -202,7 +202,9 @@ def prepare_data(output: Path, progress: Progress) -> None:
         path = output / f"data_{name}.png"
         write_image(path, contact_sheet(panels, 4))
         instances = sum(len(record["annotations"]) for record in records)
-        progress.say(f"      {name}: {len(records)} images, {instances} instances; {shown(path)}")
+        progress.say(
+            f"      {name}: {len(records)} images, {instances} instances; {shown_path(path)}"
+        )
 
 
 def schedule(cfg: CfgNode) -> tuple[int, int]:
@@ -274,7 +276,7 @@ def failure_message(run: Run, code: int) -> str:
         reason = f"ended without writing {run.weights.name}"
     return "\n".join(
         [
-            f"training {run.model.name} {reason}. Its last lines, of {shown(console)}:",
+            f"training {run.model.name} {reason}. Its last lines, of {shown_path(console)}:",
             *(f"    {line}" for line in tail),
             "Run the same command again to continue from the last checkpoint, or with --fresh "
             "to start anew.",
@@ -291,9 +293,8 @@ def last_evaluation(run: Run, iterations: int) -> Mapping:
     for record in reversed(read_metrics(run.folder / "metrics.json")):
         if "segm/AP" in record and record["iteration"] >= iterations - 1:
             return record
-    raise DemoError(
-        f"{shown(run.folder / 'metrics.json')} lacks the final mask AP: train anew with --fresh"
-    )
+    file = shown_path(run.folder / "metrics.json")
+    raise DemoError(f"{file} lacks the final mask AP: train anew with --fresh")
 
 
 def result_of(run: Run, parameters: int) -> Result:
@@ -384,14 +385,14 @@ def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
 def farewell(output: Path) -> str:
     """Where everything is, and three commands to type next."""
     python = python_name()
-    weights = shown(output / ISDA.folder / "model_final.pth")
+    weights = shown_path(output / ISDA.folder / "model_final.pth")
     picture = "datasets/nuclei_mini/images/*.png"
     return "\n".join(
         [
-            f"Photograph, ground truth and predictions: {shown(output / 'predictions.png')}, "
-            f"one by one in {shown(output / 'predictions')}",
-            f"Loss and AP while training:               {shown(output / 'curves.png')}",
-            f"The table:                                {shown(output / 'results.md')}",
+            f"Photograph, ground truth and predictions: {shown_path(output / 'predictions.png')}, "
+            f"one by one in {shown_path(output / 'predictions')}",
+            f"Loss and AP while training:               {shown_path(output / 'curves.png')}",
+            f"The table:                                {shown_path(output / 'results.md')}",
             "",
             "Next, for instance:",
             f"  {python} demo/demo.py --config-file {ISDA.config_file} --input '{picture}' "
@@ -412,11 +413,6 @@ def python_name() -> str:
         return str(executable.relative_to(ROOT))
     on_path = shutil.which("python")
     return "python" if on_path and Path(on_path) == executable else str(executable)
-
-
-def shown(path: Path) -> str:
-    """A path as seen from the checkout, where all commands are meant to be typed."""
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def run_demo(args: argparse.Namespace) -> None:
