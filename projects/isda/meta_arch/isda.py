@@ -7,7 +7,8 @@ from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from isda.meta_arch.inputs import check_classes, ground_truth_masks, normalised_images
+from isda.meta_arch.base import SetPredictor
+from isda.meta_arch.inputs import check_classes, ground_truth_masks
 from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
@@ -20,7 +21,7 @@ __all__ = ["ISDA"]
 
 
 @META_ARCH_REGISTRY.register()
-class ISDA(nn.Module):
+class ISDA(SetPredictor):
     """N queries, each with class scores and a kernel; mask = kernel · features. No NMS.
 
     Letters as in the paper's notation used throughout: B images of padded size H×W, N queries,
@@ -42,23 +43,13 @@ class ISDA(nn.Module):
         max_instances: int = 100,
         mask_threshold: float = 0.5,
     ):
-        """
-        Args:
-            pixel_mean, pixel_std: per channel, on the image's own 0–255 scale and channel order.
-            max_instances: (query, class) pairs considered per image at inference.
-            mask_threshold: a pixel is in a mask when its probability is above.
-        """
-        super().__init__()
-        self.backbone = backbone
+        """The last four as in SetPredictor; a pixel above ``mask_threshold`` is in a mask."""
+        super().__init__(backbone, pixel_mean, pixel_std, max_instances, mask_threshold)
         self.neck = neck
         self.transformer = transformer
         self.instance_head = instance_head
         self.mask_feature_head = mask_feature_head
         self.criterion = criterion
-        self.max_instances = max_instances
-        self.mask_threshold = mask_threshold
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -97,31 +88,6 @@ class ISDA(nn.Module):
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_threshold": isda.MASK_THRESHOLD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """
-        Args:
-            batched_inputs: Detectron2's dicts with ``image`` (C×H×W, 0–255) and, for training,
-                ``instances`` with ``gt_classes`` and ``gt_masks``; for inference ``height`` and
-                ``width`` give the output size (default: the image's).
-
-        Returns:
-            Training: weighted losses by name. Inference: ``{"instances": Instances}`` per image.
-        """
-        images = self.preprocess(batched_inputs)
-        if self.training:
-            return self.criterion(self.predict(images), self.targets(batched_inputs))
-        prediction = self.predict(images)[-1]
-        with torch.autocast(self.device.type, enabled=False):
-            return self.postprocess(prediction, batched_inputs, images)
-
-    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images and pad them to one size, a multiple of 32."""
-        return normalised_images(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
 
     def predict(self, images: ImageList) -> list[SetPrediction]:
         """One prediction per decoder layer; at inference of the last layer only."""
@@ -164,23 +130,14 @@ class ISDA(nn.Module):
         target = SetTarget(classes[visible], masks[visible])
         return target, len(classes) - len(target.classes)
 
-    def postprocess(
-        self, prediction: SetPrediction, batched_inputs: list[dict], images: ImageList
-    ) -> list[dict]:
-        """``Instances`` of each image at its output size."""
-        results = []
-        for index, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            instances = select_instances(
-                prediction,
-                index,
-                image_size=tuple(size),
-                padded_size=tuple(images.tensor.shape[-2:]),
-                output_size=(x.get("height", size[0]), x.get("width", size[1])),
-                max_instances=self.max_instances,
-                threshold=self.mask_threshold,
-            )
-            results.append({"instances": instances})
-        return results
+    def select(self, prediction: SetPrediction, index: int, **sizes: tuple[int, int]) -> Instances:
+        return select_instances(
+            prediction,
+            index,
+            **sizes,
+            max_instances=self.max_instances,
+            threshold=self.mask_threshold,
+        )
 
 
 def shrink_masks(masks: Tensor, stride: int) -> Tensor:

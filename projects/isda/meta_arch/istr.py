@@ -7,9 +7,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from isda.meta_arch.inputs import check_classes, ground_truth_masks, normalised_images
+from isda.meta_arch.base import SetPredictor
+from isda.meta_arch.inputs import check_classes, ground_truth_masks
 from isda.modeling.mask_dictionary import SHIPPED, DictionaryError
 from isda.modeling.mask_embedding import MaskEmbedding, crop_masks
 from isda.modeling.postprocessing import select_embedded_instances
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
-class ISTR(nn.Module):
+class ISTR(SetPredictor):
     """N queries with a box each, refined in T steps; a mask is a short vector in its box. No NMS.
 
     Letters as in the paper's notation used throughout: B images of padded size H×W, N queries,
@@ -50,22 +51,16 @@ class ISTR(nn.Module):
         Args:
             in_features: outputs of the backbone, of strides 4, 8, 16, 32.
             mask_embedding: may be empty, when a checkpoint with its own dictionary follows.
-            pixel_mean, pixel_std: per channel, on the image's own 0–255 scale and channel order.
-            max_instances: (query, class) pairs returned per image at inference.
+            pixel_mean, pixel_std, max_instances: as in SetPredictor.
             mask_threshold: a pixel is in a mask when its probability is at least this.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std, max_instances, mask_threshold)
         self.in_features = tuple(in_features)
         self.queries = queries
         self.refinement = refinement
         self.mask_embedding = mask_embedding
         self.criterion = criterion
-        self.max_instances = max_instances
-        self.mask_threshold = mask_threshold
         self._has_dictionary = False  # once seen, so that later calls need not look
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -89,32 +84,9 @@ class ISTR(nn.Module):
             "mask_threshold": istr.MASK_THRESHOLD,
         }
 
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """
-        Args:
-            batched_inputs: Detectron2's dicts with ``image`` (C×H×W, 0–255) and, for training,
-                ``instances`` with ``gt_classes``, ``gt_boxes`` tight around the masks, and
-                ``gt_masks``; for inference ``height`` and ``width`` give the output size
-                (default: the image's).
-
-        Returns:
-            Training: weighted losses by name. Inference: ``{"instances": Instances}`` per image.
-        """
         self._check_dictionary()
-        images = self.preprocess(batched_inputs)
-        if self.training:
-            return self.criterion(self.predict(images), self.targets(batched_inputs))
-        prediction = self.predict(images)[-1]
-        with torch.autocast(self.device.type, enabled=False):
-            return self.postprocess(prediction, batched_inputs, images)
-
-    def preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the images and pad them to one size, a multiple of 32."""
-        return normalised_images(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
+        return super().forward(batched_inputs)
 
     def predict(self, images: ImageList) -> list[EmbeddedPrediction]:
         """One prediction per refinement step; at inference of the last step only."""
@@ -144,23 +116,24 @@ class ISTR(nn.Module):
             image_size=tuple(instances.image_size),
         )
 
-    def postprocess(
-        self, prediction: EmbeddedPrediction, batched_inputs: list[dict], images: ImageList
-    ) -> list[dict]:
-        """``Instances`` of each image at its output size."""
-        results = []
-        for index, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            instances = select_embedded_instances(
-                prediction,
-                index,
-                self.mask_embedding.decode,
-                image_size=tuple(size),
-                output_size=(x.get("height", size[0]), x.get("width", size[1])),
-                max_instances=self.max_instances,
-                threshold=self.mask_threshold,
-            )
-            results.append({"instances": instances})
-        return results
+    def select(
+        self,
+        prediction: EmbeddedPrediction,
+        index: int,
+        *,
+        image_size: tuple[int, int],
+        padded_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Instances:
+        return select_embedded_instances(
+            prediction,
+            index,
+            self.mask_embedding.decode,
+            image_size=image_size,
+            output_size=output_size,
+            max_instances=self.max_instances,
+            threshold=self.mask_threshold,
+        )
 
     def _check_dictionary(self) -> None:
         self._has_dictionary = self._has_dictionary or self.mask_embedding.is_fitted
