@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -628,3 +629,87 @@ def test_the_operator_needs_neither_detectron2_nor_the_models():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "[]"
+
+
+def run_program(program: str, **settings: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_extensions_it_runs_and_says_so():
+    """Forward, backward and twice: nothing is compiled, and one line tells that."""
+    program = """
+        import importlib.util, logging
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda n, *r: None if "._msda_" in n else find(n, *r)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        import torch
+        from isda import ops
+        value = torch.randn(1, 12, 2, 3, dtype=torch.float64, requires_grad=True)
+        locations = torch.rand(1, 2, 2, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+        weights = torch.rand(1, 2, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+        def attend(*inputs):
+            return ops.ms_deform_attn(inputs[0], [(3, 4)], None, *inputs[1:])
+        assert torch.autograd.gradcheck(attend, (value, locations, weights))
+        assert torch.autograd.gradgradcheck(attend, (value, locations, weights))
+        print(ops.backends().built)
+    """
+    found = run_program(program, PYTHONPATH=str(PROJECTS))
+    assert found.stdout == "('torch',)\n", found.stderr
+    (said,) = [line for line in found.stderr.splitlines() if "Deformable attention" in line]
+    assert "on cpu runs in plain PyTorch; its faster kernel is not built" in said
+
+
+FOREIGN = ("MultiScaleDeformableAttention", "functions", "modules", "mmcv", "ms_deform_attn")
+
+
+def test_nothing_of_other_operators_is_used_or_taken(tmp_path):
+    """Their modules may be there and broken, and everything that we register is in our name."""
+    for name in FOREIGN:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is imported')")
+    program = """
+        import sys, torch
+        torch.onnx.is_in_onnx_export()  # PyTorch registers something of its own for that
+        names = torch._C._dispatch_get_all_op_names
+        before, modules = set(names()), set(sys.modules)
+        import isda.ops
+        value, weights = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1)
+        isda.ops.ms_deform_attn(value, [(1, 1)], None, torch.ones(1, 1, 1, 1, 1, 2), weights)
+        print(sorted({name.split("::")[0] for name in set(names()) - before}))
+        print(sorted({name.split(".")[0] for name in set(sys.modules) - modules} & set(sys.argv)))
+    """
+    found = run_program(
+        f"import sys; sys.argv = {list(FOREIGN)}\n" + textwrap.dedent(program),
+        PYTHONPATH=f"{tmp_path}{os.pathsep}{PROJECTS}",
+    )
+    assert found.stdout == "['isda']\n[]\n", found.stdout + found.stderr
+
+
+def test_foreign_operators_imported_first_stay_what_they_are(tmp_path):
+    """As Deformable DETR's extension: a module at the top, operators in another name space."""
+    (tmp_path / "MultiScaleDeformableAttention.py").write_text(
+        textwrap.dedent("""
+            import torch
+            library = torch.library.Library("foreign", "DEF")
+            library.define("ms_deform_attn(Tensor x) -> Tensor")
+            library.impl("ms_deform_attn", lambda x: x + 1, "CompositeExplicitAutograd")
+            def ms_deform_attn_forward(x): return torch.ops.foreign.ms_deform_attn(x)
+        """)
+    )
+    theirs = "import MultiScaleDeformableAttention as theirs"
+    for imports in (f"{theirs}; from isda import ops", f"from isda import ops; {theirs}"):
+        program = f"""
+            import torch
+            {imports}
+            value, weights = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1)
+            locations = torch.full((1, 1, 1, 1, 1, 2), 0.5)
+            print(ops.ms_deform_attn(value, [(1, 1)], None, locations, weights).item())
+            print(theirs.ms_deform_attn_forward(torch.zeros(())).item())
+        """
+        found = run_program(program, PYTHONPATH=f"{tmp_path}{os.pathsep}{PROJECTS}")
+        assert found.stdout == "1.0\n1.0\n", found.stderr

@@ -22,7 +22,9 @@ def get_device_capability():
 # Stands for the interpreter; what it cannot pretend is left to the real one.
 PYTHON = """#!/bin/sh
 case "$*" in
-*get_device_capability*) [ -z "$NO_GPU" ] || {{ echo "PyTorch sees no GPU" >&2; exit 1; }}; echo 9.0 ;;
+*get_device_capability*)
+  if [ -n "$NO_GPU" ]; then echo "PyTorch sees no GPU" >&2; exit 1; fi
+  echo 9.0 ;;
 *missing.get*) echo "$LOADING" >&2; [ -z "$LOADING" ] ;;
 "setup.py "*) echo "building for $TORCH_CUDA_ARCH_LIST"; exit "${{BUILD:-0}}" ;;
 "-m pytest "*junitxml*)
