@@ -1,96 +1,94 @@
 """Graphs of torch.export and ONNX against the models that they come from."""
 
+import functools
 import json
 import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from isda import export
-from isda.engine.setup import load_config
+from isda.compilation import compile_inference
+
+sys.path.append(str(Path(__file__).parent))
+from small_models import random_image, small_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = ROOT / "configs/shapes"
 SIZES = [(96, 128), (131, 170), (310, 97)]  # with and without padding; none is the example's
-SMALL = {
-    "isda": [
-        *("MODEL.ISDA.HIDDEN_DIM", "32", "MODEL.ISDA.ENCODER_LAYERS", "1"),
-        *("MODEL.ISDA.DECODER_LAYERS", "1", "MODEL.ISDA.NUM_CLASSES", "3"),
-        *("MODEL.ISDA.MASK_HEAD_DIM", "32", "MODEL.ISDA.MASK_DIM", "32"),
-    ],
-    "istr": [
-        *("MODEL.ISTR.NUM_STEPS", "2", "MODEL.ISTR.NUM_CLASSES", "3"),
-        *("MODEL.ISTR.HIDDEN_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32"),
-        *("MODEL.ISTR.FEEDFORWARD_DIM", "32", "MODEL.ISTR.DYNAMIC_DIM", "8"),
-    ],
-}
-NARROW = ["MODEL.RESNETS.DEPTH", "10", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
 INFO = {"names": ["a", "b", "c"], "min_size": 128, "max_size": 256, "mask_threshold": 0.5}
+IN_MASK = {"isda": torch.gt, "istr": torch.ge}  # how a pixel compares with the threshold
+
+Graph = Callable[[Tensor], Sequence[Tensor]]
+both = pytest.mark.parametrize("name", ["isda", "istr"])
 
 
-def small_model(name: str) -> nn.Module:
-    """As if trained: a fresh model's scores, masks and sampling points are all alike."""
-    opts = ["MODEL.DEVICE", "cpu", *NARROW, "TEST.DETECTIONS_PER_IMAGE", "12", *SMALL[name]]
-    torch.manual_seed(0)
-    model = build_model(load_config(str(SHAPES / f"{name}_tiny.yaml"), opts)).eval()
-    torch.manual_seed(1)
-    for key, parameter in model.named_parameters():
-        if "sampling_offsets" in key or "attention_weights" in key:
-            nn.init.normal_(parameter, std=0.3)
-        elif key in ("instance_head.classes.weight", "queries.features.weight"):
-            nn.init.normal_(parameter, std=0.5)
-        elif key in ("instance_head.kernels.4.weight", "queries.boxes.weight"):
-            parameter.data += 0.3 * torch.randn_like(parameter)
-        elif key.endswith(("classes.bias", "masks.bias")):
-            nn.init.normal_(parameter)
-    return model
+class Exported(NamedTuple):
+    model: nn.Module
+    program: torch.export.ExportedProgram
 
 
-def random_image(height: int, width: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(height)
-    return torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
+@functools.cache
+def exported(name: str) -> Exported:
+    model = small_model(name)
+    return Exported(model, export.export_program(export.exportable(model, "BGR")))
 
 
 @pytest.fixture(scope="module")
-def isda():
-    model = small_model("isda")
-    return model, export.export_program(export.exportable(model, "BGR"))
+def onnx_path(tmp_path_factory) -> Callable[[str], Path]:
+    """The saved graph of a model, by its name."""
+    folder = tmp_path_factory.mktemp("onnx")
+
+    @functools.cache
+    def path(name: str) -> Path:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"{package} is not installed")
+        export.save(exported(name).program, folder / f"{name}.onnx", INFO)
+        return folder / f"{name}.onnx"
+
+    return path
 
 
-def compare(model: nn.Module, outputs: list[torch.Tensor], image: torch.Tensor, at) -> None:
+def onnx_session(path: Path):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def assert_agrees(name: str, graph: Graph, size: tuple[int, int]) -> None:
     """What the model returns are the first of the graph's instances, which never end."""
+    image = random_image(*size)
     bgr = image.flip(2).permute(2, 0, 1)
     with torch.no_grad():
-        (expected,) = model([{"image": bgr, "height": image.shape[0], "width": image.shape[1]}])
-    expected = expected["instances"]
-    scores, classes, boxes, masks = outputs
-    assert masks.shape == (len(scores), *image.shape[:2])
+        (output,) = exported(name).model([{"image": bgr, "height": size[0], "width": size[1]}])
+    expected = output["instances"]
+    scores, classes, boxes, masks = graph(image)
+    assert masks.shape == (len(scores), *size)
     found = scores > 0
     assert len(expected) == found.sum() > 3
     torch.testing.assert_close(scores[found], expected.scores, atol=1e-5, rtol=0)
     assert torch.equal(classes[found], expected.pred_classes)
     torch.testing.assert_close(boxes[found], expected.pred_boxes.tensor, atol=1e-3, rtol=0)
-    differing = (at(masks[found], 0.5) != expected.pred_masks).flatten(1).sum(dim=1)
+    differing = (IN_MASK[name](masks[found], 0.5) != expected.pred_masks).flatten(1).sum(dim=1)
     areas = expected.pred_masks.flatten(1).sum(dim=1)
     assert (differing <= 0.001 * areas).all()
     assert not masks[~found].gt(0.5).any() and not boxes[~found].any()
 
 
 @pytest.mark.slow
+@both
 @pytest.mark.parametrize("size", SIZES)
-def test_graph_of_isda_agrees_with_the_model_at_every_size(isda, size):
-    model, program = isda
-    image = random_image(*size)
-    compare(model, program.module()(image), image, torch.gt)
+def test_graph_agrees_with_the_model_at_every_size(name, size):
+    assert_agrees(name, exported(name).program.module(), size)
 
 
 @pytest.mark.slow
-def test_graph_of_isda_is_of_pytorchs_own_operators(isda):
-    model, program = isda
+def test_graph_of_isda_is_of_pytorchs_own_operators():
+    model, program = exported("isda")
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert not [name for name in names if "isda" in name]
     attentions = sum("sampling_offsets.weight" in name for name in model.state_dict())
@@ -98,74 +96,63 @@ def test_graph_of_isda_is_of_pytorchs_own_operators(isda):
 
 
 @pytest.mark.slow
-def test_model_is_left_as_it_was(isda):
-    model, _ = isda
+def test_model_is_left_as_it_was():
+    model, _ = exported("isda")
     assert all(parameter.requires_grad for parameter in model.transformer.parameters())
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def onnx_session(program: torch.export.ExportedProgram, path: Path):
-    """ONNX Runtime's, of the saved graph."""
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    export.save(program, path, INFO)
-    return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+@pytest.mark.slow
+@both
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_runtime_agrees_with_the_model_at_every_size(name, onnx_path):
+    """With padding too: ONNX rounds divisions of negative numbers otherwise than Python."""
+    session = onnx_session(onnx_path(name))
 
-
-def compare_session(model: nn.Module, session, at) -> None:
-    for size in SIZES:
-        image = random_image(*size)
+    def graph(image: Tensor) -> list[Tensor]:
         outputs = session.run(list(export.OUTPUTS), {"image": image.numpy()})
-        compare(model, [torch.from_numpy(output) for output in outputs], image, at)
+        return [torch.from_numpy(output) for output in outputs]
+
+    for size in SIZES:
+        assert_agrees(name, graph, size)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_runtime_agrees_with_isda_at_every_size(isda, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "isda.onnx"
-    session = onnx_session(isda[1], path)
-    compare_session(isda[0], session, torch.gt)
+def test_onnx_file_has_open_sizes_onnx_s_own_operators_and_a_description(onnx_path):
+    path = onnx_path("isda")
     graph = pytest.importorskip("onnx").load(path).graph
     assert {node.domain for node in graph.node} == {""}
-    attentions = sum("sampling_offsets.weight" in name for name in isda[0].state_dict())
+    model = exported("isda").model
+    attentions = sum("sampling_offsets.weight" in name for name in model.state_dict())
     assert sum(node.op_type == "GridSample" for node in graph.node) == 4 * attentions
     axes = [dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
     assert axes == ["height", "width", 3]
-    assert json.loads(session.get_modelmeta().custom_metadata_map["isda"]) == INFO
-    run_program_of_the_page(tmp_path, monkeypatch)
+    metadata = onnx_session(path).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["isda"]) == INFO
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_program_of_the_page_runs(onnx_path, tmp_path, monkeypatch, capsys):
+    """docs/EXPORT.md's for ONNX; tests/tools/test_export_model.py runs the one for .pt2."""
+    text = (ROOT / "docs/EXPORT.md").read_text()
+    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (program,) = [program for program in programs if "isda.onnx" in program]
+    (tmp_path / "isda.onnx").write_bytes(onnx_path("isda").read_bytes())
+    Image.fromarray(random_image(300, 200).numpy()).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace("score >= 0.5", "score >= 0.1"), {})
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.split()[0] in INFO["names"] for line in lines)
 
 
-def run_program_of_the_page(folder: Path, monkeypatch) -> None:
-    """docs/EXPORT.md's, on isda.onnx and photo.png in the folder."""
-    text = (ROOT / "docs/EXPORT.md").read_text()
-    programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (program,) = [program for program in programs if "isda.onnx" in program]
-    Image.fromarray(random_image(300, 200).numpy()).save(folder / "photo.png")
-    monkeypatch.chdir(folder)
-    exec(program.replace("score >= 0.5", "score >= 0.1"), {})
-
-
-@pytest.fixture(scope="module")
-def istr():
+def test_compiled_model_is_exported_as_it_was_before():
+    """The compiler would meet itself; shown by what the copy calls."""
     model = small_model("istr")
-    return model, export.export_program(export.exportable(model, "BGR"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_graph_of_istr_agrees_with_the_model_at_every_size(istr, size):
-    image = random_image(*size)
-    compare(istr[0], istr[1].module()(image), image, torch.ge)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_runtime_agrees_with_istr_at_every_size(istr, tmp_path):
-    """With padding too: ONNX rounds divisions of negative numbers otherwise than Python."""
-    compare_session(istr[0], onnx_session(istr[1], tmp_path / "istr.onnx"), torch.ge)
+    compile_inference(model, backend="eager")
+    copied = export.exportable(model, "BGR").model
+    assert "predict" in vars(model) and copied.predict.__func__ is type(model).predict
 
 
 # --- what cannot be

@@ -211,7 +211,9 @@ def exportable(model: nn.Module, image_format: str) -> nn.Module:
             f"the backbone {type(model.backbone).__name__} needs square images of one size, which "
             "cannot be exported yet: take a ResNet, a Swin or a network of torchvision"
         )
-    return wrapper(copy.deepcopy(model).cpu().eval(), image_format).requires_grad_(False)
+    copied = copy.deepcopy(model).cpu().eval()
+    vars(copied).pop("predict", None)  # a compiled one, which the exporter does not look into
+    return wrapper(copied, image_format).requires_grad_(False)
 
 
 def export_program(module: nn.Module) -> torch.export.ExportedProgram:

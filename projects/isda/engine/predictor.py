@@ -14,6 +14,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Instances
 
 from isda import model_zoo
+from isda.compilation import compile_inference
 from isda.data.images import rgb_image
 from isda.engine.inference import inference_autocast, load_trained
 from isda.engine.prediction import Prediction
@@ -54,6 +55,7 @@ class Predictor:
         device: str | torch.device | None = None,
         threshold: float | None = None,
         batch_size: int = 4,
+        compile: bool = False,
     ):
         """
         Args:
@@ -65,11 +67,13 @@ class Predictor:
             threshold: lowest score of an instance. None is 0.5 and, for a config, 0: then all
                 come back, as from ``DefaultPredictor``.
             batch_size: images of a list that the model gets at a time.
+            compile: by ``torch.compile``, at the first image, which then takes minutes; see
+                :func:`isda.compilation.compile_inference`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: there is no such model or training, or the weights do not hold the whole
-                model.
+            ValueError: there is no such model or training, the weights do not hold the whole
+                model, or it is to be compiled and neither ISDA nor ISTR.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -83,6 +87,8 @@ class Predictor:
         self.threshold, self.batch_size = threshold, batch_size
         self.model, self.classes = load_trained(cfg)
         fold_norms(self.model)
+        if compile:
+            compile_inference(self.model)
         self._autocast = functools.partial(inference_autocast, cfg, self.model)
         self.class_names = self.classes.names
         shortest = cfg.INPUT.MIN_SIZE_TEST

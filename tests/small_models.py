@@ -1,0 +1,55 @@
+"""Small ISDA and ISTR that find something, and images for them."""
+
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from isda.engine.setup import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = ROOT / "configs/shapes"
+SMALL = {
+    "isda": [
+        *("MODEL.ISDA.HIDDEN_DIM", "32", "MODEL.ISDA.ENCODER_LAYERS", "1"),
+        *("MODEL.ISDA.DECODER_LAYERS", "1", "MODEL.ISDA.NUM_CLASSES", "3"),
+        *("MODEL.ISDA.MASK_HEAD_DIM", "32", "MODEL.ISDA.MASK_DIM", "32"),
+    ],
+    "istr": [
+        *("MODEL.ISTR.NUM_STEPS", "2", "MODEL.ISTR.NUM_CLASSES", "3"),
+        *("MODEL.ISTR.HIDDEN_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32"),
+        *("MODEL.ISTR.FEEDFORWARD_DIM", "32", "MODEL.ISTR.DYNAMIC_DIM", "8"),
+    ],
+}
+NARROW = ["MODEL.RESNETS.DEPTH", "10", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
+
+
+def small_config(name: str, *opts: str) -> CfgNode:
+    """Of "isda" or "istr"; with KEY VALUE pairs."""
+    small = ["MODEL.DEVICE", "cpu", *NARROW, "TEST.DETECTIONS_PER_IMAGE", "12", *SMALL[name]]
+    return load_config(str(SHAPES / f"{name}_tiny.yaml"), [*small, *opts])
+
+
+def small_model(name: str) -> nn.Module:
+    """As if trained: a fresh model's scores, masks and sampling points are all alike."""
+    torch.manual_seed(0)
+    model = build_model(small_config(name)).eval()
+    torch.manual_seed(1)
+    for key, parameter in model.named_parameters():
+        if "sampling_offsets" in key or "attention_weights" in key:
+            nn.init.normal_(parameter, std=0.3)
+        elif key in ("instance_head.classes.weight", "queries.features.weight"):
+            nn.init.normal_(parameter, std=0.5)
+        elif key in ("instance_head.kernels.4.weight", "queries.boxes.weight"):
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        elif key.endswith(("classes.bias", "masks.bias")):
+            nn.init.normal_(parameter)
+    return model
+
+
+def random_image(height: int, width: int) -> torch.Tensor:
+    """``(H, W, 3)`` uint8."""
+    generator = torch.Generator().manual_seed(height)
+    return torch.randint(256, (height, width, 3), generator=generator, dtype=torch.uint8)
