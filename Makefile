@@ -13,7 +13,7 @@ endif
 MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--any-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint lock wheel doctor cuda-check
+.PHONY: help env demo test lint lock wheel doctor cpu-check cuda-check
 
 help:
 	@echo "make env    the environment, once: .venv with everything pinned (6.4 GB)"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint   style of the code"
 	@echo "make doctor what is installed, which kernels serve, and what to do about it"
 	@echo "make wheel  dist/: the package to install elsewhere, with and without compiled kernels"
+	@echo "make cpu-check    the CPU kernels under sanitizers, and for AArch64 where ziglang is installed"
 	@echo "make cuda-check   the CUDA kernels for all GPUs, with nvcc but without a GPU (minutes)"
 	@echo "make lock   resolve requirements.in into requirements.txt anew (needs uv)"
 	@echo "PYTHON=python3.11 with any of them chooses the interpreter."
@@ -44,6 +45,9 @@ doctor: env
 
 wheel: env
 	@$(BIN)/python tools/make_wheels.py $(ARGS)
+
+cpu-check: env
+	@ISDA_CPU_CHECK=1 $(BIN)/python -m pytest tests/ops/test_cpu_build.py $(ARGS)
 
 # What a GPU shows: tools/gpu_check.sh.
 cuda-check: env
