@@ -154,7 +154,7 @@ def test_predictor_finds_the_same_in_half_precision(tmp_path):
     cfg = saved("isda", tmp_path)
     cfg.defrost()
     cfg.TEST.AMP.ENABLED = True
-    image = random_image(131, 170)
+    image = random_image(131, 170).numpy()
     expected, compiled = Predictor(cfg)(image), Predictor(cfg)
     compile_inference(compiled.model, backend="eager", fullgraph=True)
     assert_same([compiled(image)], [expected])
