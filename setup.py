@@ -131,7 +131,7 @@ def cpu_extension():
     return CppExtension(
         "isda._msda_cpu",
         sorted(str(path) for path in SOURCES.glob("cpu/*.cpp")),
-        depends=sorted(str(path) for path in SOURCES.glob("cpu/*.h")),
+        depends=sorted(str(path) for path in [*SOURCES.glob("*.h"), *SOURCES.glob("cpu/*.h")]),
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
         extra_compile_args=CXX_OPTIONS,
         py_limited_api=True,
@@ -144,7 +144,8 @@ def cuda_extension():
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         os.environ["TORCH_CUDA_ARCH_LIST"] = known_architectures(os.environ["CUDA_HOME"])
     sources = [path for pattern in ("*.cpp", "*.cu") for path in SOURCES.glob(f"cuda/{pattern}")]
-    headers = [path for pattern in ("*.h", "*.cuh") for path in SOURCES.glob(f"cuda/{pattern}")]
+    patterns = ("*.h", "cuda/*.h", "cuda/*.cuh")
+    headers = [path for pattern in patterns for path in SOURCES.glob(pattern)]
     return CUDAExtension(
         "isda._msda_cuda",
         sorted(map(str, sources)),

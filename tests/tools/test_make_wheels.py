@@ -13,7 +13,7 @@ import make_wheels
 
 ROOT = make_wheels.ROOT
 # Sources of kernels that only compiling needs.
-NOT_INSTALLED = ("projects/isda/ops/csrc/cpu/", ".cu", ".cpp")
+NOT_INSTALLED = ("projects/isda/ops/csrc/cpu/", "csrc/bindings.h", ".cu", ".cpp")
 
 
 def tracked(*folders: str) -> list[str]:

@@ -1,8 +1,7 @@
 // Registers the CPU kernels of isda::ms_deform_attn and its backward with PyTorch, through the
 // stable ABI: one binary serves PyTorch 2.10 and later. Python defines the operators and reports
-// mistakes to users; the checks here only keep memory safe whoever calls.
+// mistakes to users.
 
-#include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -16,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../bindings.h"
 #include "kernels.h"
 
 namespace {
@@ -28,25 +28,6 @@ using torch::stable::Tensor;
 
 constexpr int64_t kWorkPerThread = 1 << 17;  // samples times channels, some 50 microseconds
 constexpr int64_t kReadsPerCopy = 4;  // of every token, so that copying it pays
-
-Type type_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return Type::kDouble;
-    case ScalarType::Float:
-      return Type::kFloat;
-    case ScalarType::BFloat16:
-      return Type::kBFloat16;
-    case ScalarType::Half:
-      return Type::kHalf;
-    default:
-      STD_TORCH_CHECK(false, "value must be float64, float32, bfloat16 or float16");
-  }
-}
-
-ScalarType computed_with(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 Kernels kernels(Type type) {
 #if defined(__x86_64__)
@@ -61,12 +42,6 @@ Kernels kernels(Type type) {
   return isda::baseline::kernels(type);
 }
 
-void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& expected) {
-  bool same = tensor.dim() == int64_t(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(i) == expected[i];
-  STD_TORCH_CHECK(same, name, " does not have the shape that the value and the others ask for");
-}
-
 // The inputs, contiguous, and the problem that points into them.
 struct Inputs {
   Inputs(
@@ -77,53 +52,26 @@ struct Inputs {
         starts(torch::stable::contiguous(starts_)),
         locations(torch::stable::contiguous(locations_)),
         weights(torch::stable::contiguous(weights_)) {
-    STD_TORCH_CHECK(
-        value.dim() == 4 && weights.dim() == 5,
-        "value must be (B, S, heads, channels) and attention_weights (B, Q, heads, L, points)");
-    const int64_t B = problem.images = value.size(0);
-    const int64_t M = problem.heads = value.size(2);
-    const int64_t Q = problem.queries = weights.size(1);
-    const int64_t L = problem.levels = weights.size(3);
-    const int64_t P = problem.points = weights.size(4);
-    problem.tokens = value.size(1);
-    problem.channels = value.size(3);
-    check_shape(weights, "attention_weights", {B, Q, M, L, P});
-    check_shape(locations, "sampling_locations", {B, Q, M, L, P, 2});
-    check_shape(shapes, "spatial_shapes", {L, 2});
-    check_shape(starts, "level_start_index", {L});
-    const ScalarType wide = computed_with(value.scalar_type());
-    STD_TORCH_CHECK(
-        locations.scalar_type() == wide && weights.scalar_type() == wide,
-        "sampling_locations and attention_weights must be float64 if value is, else float32");
-    STD_TORCH_CHECK(
-        shapes.scalar_type() == ScalarType::Long && starts.scalar_type() == ScalarType::Long,
-        "spatial_shapes and level_start_index must be int64");
+    isda::check_shapes_and_types(value, shapes, starts, locations, weights);
     for (const Tensor* tensor : {&shapes, &starts, &locations, &weights}) {
       STD_TORCH_CHECK(tensor->is_cpu(), "all tensors must be on the CPU, as value is");
     }
+    problem.images = value.size(0);
+    problem.tokens = value.size(1);
+    problem.heads = value.size(2);
+    problem.channels = value.size(3);
+    problem.queries = weights.size(1);
+    problem.levels = weights.size(3);
+    problem.points = weights.size(4);
+    STD_TORCH_CHECK(
+        problem.tokens <= std::numeric_limits<int32_t>::max() / 4, "value has too many tokens: ",
+        problem.tokens);
+    isda::check_levels(shapes, starts, problem.tokens);
     problem.shapes = static_cast<const int64_t*>(shapes.const_data_ptr());
     problem.starts = static_cast<const int64_t*>(starts.const_data_ptr());
     problem.value = value.const_data_ptr();
     problem.locations = locations.const_data_ptr();
     problem.weights = weights.const_data_ptr();
-    check_levels();
-  }
-
-  void check_levels() const {
-    const int64_t tokens = problem.tokens;
-    STD_TORCH_CHECK(
-        tokens <= std::numeric_limits<int32_t>::max() / 4, "value has too many tokens: ", tokens);
-    for (int64_t level = 0; level < problem.levels; ++level) {
-      const int64_t height = problem.shapes[2 * level], width = problem.shapes[2 * level + 1];
-      const int64_t start = problem.starts[level];
-      // Extents first, so that their product cannot overflow. One that is beyond the tokens is
-      // harmless beside a zero, but coordinates must be exact.
-      const bool bounded = height >= 0 && width >= 0 && start >= 0 && start <= tokens &&
-                           height <= (1 << 24) && width <= (1 << 24);
-      STD_TORCH_CHECK(
-          bounded && start + height * width <= tokens, "level ", level, " of ", height, "x", width,
-          " cells from token ", start, " does not fit into the value's ", tokens, " tokens");
-    }
   }
 
   // How many units of work, each of so many queries and heads, are worth a thread.
@@ -176,7 +124,7 @@ Tensor forward(
   if (inputs.empty()) return torch::stable::new_zeros(value, size);
   Tensor output = torch::stable::new_empty(value, size);
   problem.output = output.mutable_data_ptr();
-  const Kernels run = kernels(type_of(value.scalar_type()));
+  const Kernels run = kernels(isda::type_of<Type>(value.scalar_type()));
   const int64_t blocks =
       (problem.queries + isda::kQueriesPerBlock - 1) / isda::kQueriesPerBlock;
   if (inputs.worth_repacking()) {
@@ -198,13 +146,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor weights, std::vector<bool> output_mask) {
   Inputs inputs(value, shapes, starts, locations, weights);
   Problem& problem = inputs.problem;
-  const ScalarType type = value.scalar_type(), wide = computed_with(type);
-  check_shape(
-      grad_output, "grad_output",
-      {problem.images, problem.queries, problem.heads * problem.channels});
-  STD_TORCH_CHECK(grad_output.scalar_type() == type, "grad_output must have the value's dtype");
+  const ScalarType type = value.scalar_type(), wide = isda::computed_with(type);
+  isda::check_backward(grad_output, value, weights, output_mask);
   STD_TORCH_CHECK(grad_output.is_cpu(), "all tensors must be on the CPU, as value is");
-  STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have three entries");
   const bool geometry = output_mask[1] || output_mask[2];
   const std::array<int64_t, 1> nothing = {0};
   const Tensor grads = torch::stable::contiguous(grad_output);
@@ -230,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
       problem.grad_locations = grad_locations.mutable_data_ptr();
       problem.grad_weights = grad_weights.mutable_data_ptr();
     }
-    const Kernels all = kernels(type_of(type));
+    const Kernels all = kernels(isda::type_of<Type>(type));
     const auto run = repacked ? all.backward_repacked : all.backward;
     const int64_t slices = problem.images * problem.heads;
     // Levels that share no token can be parted too; as bits go, that makes no difference.
@@ -256,8 +200,5 @@ STABLE_TORCH_LIBRARY_IMPL(isda, CPU, m) {
 }
 
 PyMODINIT_FUNC PyInit__msda_cpu() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_msda_cpu", "CPU kernels of isda.ops, registered with PyTorch.", -1,
-      nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  return isda::module_of("_msda_cpu", "CPU kernels of isda.ops, registered with PyTorch.");
 }

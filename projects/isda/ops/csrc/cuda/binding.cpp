@@ -1,8 +1,7 @@
 // Registers the CUDA kernels of isda::ms_deform_attn and its backward with PyTorch, through the
 // stable ABI: one binary serves PyTorch 2.10 and later. Python defines the operators and reports
-// mistakes to users; the checks here only keep memory safe whoever calls.
+// mistakes to users.
 
-#include <Python.h>
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -18,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "../bindings.h"
 #include "kernels.h"
 #include "plan.h"
 
@@ -28,21 +28,6 @@ using isda::Sorting;
 using isda::Type;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-Type type_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return Type::kDouble;
-    case ScalarType::Float:
-      return Type::kFloat;
-    case ScalarType::BFloat16:
-      return Type::kBFloat16;
-    case ScalarType::Half:
-      return Type::kHalf;
-    default:
-      STD_TORCH_CHECK(false, "value must be float64, float32, bfloat16 or float16");
-  }
-}
 
 // The kernels of a type.
 struct Kernels {
@@ -69,16 +54,6 @@ Kernels kernels(Type type) {
     default:
       return kernels_of<Type::kHalf>();
   }
-}
-
-ScalarType computed_with(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& expected) {
-  bool same = tensor.dim() == int64_t(expected.size());
-  for (size_t i = 0; same && i < expected.size(); ++i) same = tensor.size(i) == expected[i];
-  STD_TORCH_CHECK(same, name, " does not have the shape that the value and the others ask for");
 }
 
 // Kernels read 16 bytes at once; a tensor may begin anywhere in another.
@@ -109,13 +84,15 @@ struct Inputs {
         starts(torch::stable::contiguous(starts_)),
         locations(contiguous_and_aligned(locations_)),
         weights(contiguous_and_aligned(weights_)) {
-    check_and_count();
-    check_types();
+    isda::check_shapes_and_types(value, shapes, starts, locations, weights);
+    count();
+    check_devices();
     problem.value = value.const_data_ptr();
     problem.locations = locations.const_data_ptr();
     problem.weights = weights.const_data_ptr();
-    if (shapes.is_cpu() && starts.is_cpu()) check_levels();
-    if (shapes.is_cpu() && starts.is_cpu() && problem.levels <= isda::kLevelsByValue) {
+    const bool on_host = shapes.is_cpu() && starts.is_cpu();
+    if (on_host) isda::check_levels(shapes, starts, problem.tokens);
+    if (on_host && problem.levels <= isda::kLevelsByValue) {
       for (int level = 0; level < problem.levels; ++level) {
         problem.levels_by_value[level][0] = at(shapes, 2 * level);
         problem.levels_by_value[level][1] = at(shapes, 2 * level + 1);
@@ -133,16 +110,9 @@ struct Inputs {
     return static_cast<const int64_t*>(integers.const_data_ptr())[i];
   }
 
-  void check_and_count() {
-    STD_TORCH_CHECK(
-        value.dim() == 4 && weights.dim() == 5,
-        "value must be (B, S, heads, channels) and attention_weights (B, Q, heads, L, points)");
+  void count() {
     const int64_t B = value.size(0), S = value.size(1), M = value.size(2), D = value.size(3);
     const int64_t Q = weights.size(1), L = weights.size(3), P = weights.size(4);
-    check_shape(weights, "attention_weights", {B, Q, M, L, P});
-    check_shape(locations, "sampling_locations", {B, Q, M, L, P, 2});
-    check_shape(shapes, "spatial_shapes", {L, 2});
-    check_shape(starts, "level_start_index", {L});
     // Counts that kernels keep in 32 bits.
     const int64_t most = std::numeric_limits<int32_t>::max();
     for (int64_t count : {B, 2 * S + 2, M, D, Q, L, P}) {
@@ -160,14 +130,7 @@ struct Inputs {
     problem.points = int(P);
   }
 
-  void check_types() const {
-    const ScalarType wide = computed_with(value.scalar_type());
-    STD_TORCH_CHECK(
-        locations.scalar_type() == wide && weights.scalar_type() == wide,
-        "sampling_locations and attention_weights must be float64 if value is, else float32");
-    STD_TORCH_CHECK(
-        shapes.scalar_type() == ScalarType::Long && starts.scalar_type() == ScalarType::Long,
-        "spatial_shapes and level_start_index must be int64");
+  void check_devices() const {
     check_device(locations);
     check_device(weights);
     if (!shapes.is_cpu()) check_device(shapes);
@@ -178,20 +141,6 @@ struct Inputs {
     STD_TORCH_CHECK(
         tensor.is_cuda() && tensor.get_device_index() == value.get_device_index(),
         "all tensors must be on the value's device; only shapes and starts may be on the CPU");
-  }
-
-  void check_levels() const {
-    const int64_t tokens = problem.tokens;
-    for (int64_t level = 0; level < problem.levels; ++level) {
-      const int64_t height = at(shapes, 2 * level), width = at(shapes, 2 * level + 1);
-      const int64_t start = at(starts, level);
-      // Extents first, so that their product cannot overflow; coordinates must be exact, too.
-      const bool bounded = height >= 0 && width >= 0 && start >= 0 && start <= tokens &&
-                           height <= (1 << 24) && width <= (1 << 24);
-      STD_TORCH_CHECK(
-          bounded && start + height * width <= tokens, "level ", level, " of ", height, "x", width,
-          " cells from token ", start, " does not fit into the value's ", tokens, " tokens");
-    }
   }
 
   bool empty() const { return value.numel() == 0 || weights.numel() == 0; }
@@ -210,7 +159,7 @@ Tensor forward(
   if (inputs.empty()) return torch::stable::new_zeros(value, size);
   Tensor output = torch::stable::new_empty(value, size);
   problem.output = output.mutable_data_ptr();
-  kernels(type_of(value.scalar_type())).forward(problem, inputs.device.stream);
+  kernels(isda::type_of<Type>(value.scalar_type())).forward(problem, inputs.device.stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return output;
 }
@@ -265,13 +214,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     Tensor weights, std::vector<bool> output_mask, bool deterministic) {
   Inputs inputs(value, shapes, starts, locations, weights);
   Problem& problem = inputs.problem;
-  const ScalarType type = value.scalar_type(), wide = computed_with(type);
-  check_shape(
-      grad_output, "grad_output",
-      {problem.images, problem.queries, int64_t(problem.heads) * problem.channels});
-  STD_TORCH_CHECK(grad_output.scalar_type() == type, "grad_output must have the value's dtype");
+  const ScalarType type = value.scalar_type(), wide = isda::computed_with(type);
+  isda::check_backward(grad_output, value, weights, output_mask);
   inputs.check_device(grad_output);
-  STD_TORCH_CHECK(output_mask.size() == 3, "output_mask must have three entries");
   const bool geometry = output_mask[1] || output_mask[2];
   const std::array<int64_t, 1> nothing = {0};
   Tensor grad_value = torch::stable::new_empty(value, nothing);
@@ -285,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   }
   const Tensor grads = contiguous_and_aligned(grad_output);
   problem.grad_output = grads.const_data_ptr();
-  const Kernels run = kernels(type_of(type));
+  const Kernels run = kernels(isda::type_of<Type>(type));
   if (output_mask[0] && deterministic) {
     grad_value = deterministic_grad_value(inputs, problem, run);
   } else if (output_mask[0]) {
@@ -318,8 +263,5 @@ STABLE_TORCH_LIBRARY_IMPL(isda, CUDA, m) {
 }
 
 PyMODINIT_FUNC PyInit__msda_cuda() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_msda_cuda", "CUDA kernels of isda.ops, registered with PyTorch.", -1,
-      nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  return isda::module_of("_msda_cuda", "CUDA kernels of isda.ops, registered with PyTorch.");
 }
