@@ -48,6 +48,15 @@ OLDEST_TORCH = (2, 10)  # the first whose stable ABI has what the kernels need
 KERNELS = {"isda._msda_cpu": "CPU kernels", "isda._msda_cuda": "CUDA kernels"}
 # Never -ffast-math: NaN has to get through. Instruction sets are chosen at run time.
 CXX_OPTIONS = ["-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi"]
+# Lines of the source, for profilers, are most of the machine code's size, unless compressed.
+NVCC_OPTIONS = [
+    "-O3",
+    "-lineinfo",
+    "-Xfatbin",
+    "-compress-all",
+    "-Xcompiler",
+    "-fvisibility=hidden",
+]
 # Of compilers, of PyTorch, which with ninja raises RuntimeError, and of programs it calls.
 FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.SubprocessError)
 
@@ -153,7 +162,7 @@ def cuda_extension():
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("USE_CUDA", None)],
         extra_compile_args={
             "cxx": CXX_OPTIONS,
-            "nvcc": ["-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"],
+            "nvcc": NVCC_OPTIONS,
         },
         py_limited_api=True,
     )

@@ -75,7 +75,13 @@ def test_compiles_for_one_architecture(tmp_path):
 @thorough
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_for_every_architecture(tmp_path, architecture):
-    options = ["-lineinfo", "-gencode", f"arch=compute_{architecture},code=compute_{architecture}"]
+    options = [
+        "-lineinfo",
+        "-Xfatbin",
+        "-compress-all",
+        "-gencode",
+        f"arch=compute_{architecture},code=compute_{architecture}",
+    ]
     sources = sorted(SOURCES.glob("*.cu"))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     kernels = compile_kernels(tmp_path, sources, [architecture], *options)
