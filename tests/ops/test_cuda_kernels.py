@@ -204,6 +204,19 @@ def test_rows(kernels, dtype, channels, queries, points):
     check(Case(kernels, LEVELS, channels=channels, queries=queries, points=points, dtype=dtype))
 
 
+@pytest.mark.parametrize("queries", [7, 30])
+@pytest.mark.parametrize(
+    "dtype, channels",
+    [(torch.float32, 32), (torch.bfloat16, 16), (torch.float32, 128), (torch.float32, 20)],
+)
+def test_every_number_of_levels_and_points(kernels, dtype, channels, queries):
+    """From 1 to 25 samples, which lanes share in chunks of 1 to 16."""
+    for levels, points in itertools.product(range(1, 6), repeat=2):
+        sizes = [*LEVELS, (2, 3)][:levels]
+        arguments = {"channels": channels, "queries": queries, "dtype": dtype}
+        check(Case(kernels, sizes, heads=2, points=points, **arguments))
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("channels", [1, 20, 71])
 def test_rows_of_any_length(kernels, dtype, channels):
