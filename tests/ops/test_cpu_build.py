@@ -1,8 +1,7 @@
-"""The CPU kernels on processors that are not at hand, and under sanitizers.
+"""The CPU kernels under sanitizers and on processors that are not at hand: `make cpu-check`.
 
-Where `ziglang` is installed, whose compiler knows all targets, the sources are compiled for other
-processors. `make cpu-check` also runs the kernels: here under AddressSanitizer and
-UndefinedBehaviorSanitizer, and for AArch64 in QEMU if it is on PATH.
+Here they run under AddressSanitizer and UndefinedBehaviorSanitizer. Where `ziglang` is installed,
+whose compiler knows all targets, they are compiled for AArch64, and run in QEMU if it is on PATH.
 """
 
 import importlib.util
@@ -33,7 +32,7 @@ thorough = pytest.mark.skipif(
 
 
 @needs_zig
-@pytest.mark.slow
+@thorough
 @pytest.mark.parametrize("target", ["aarch64-linux-gnu", "aarch64-macos"])
 def test_compiles_for_other_processors(tmp_path, target):
     folders = [torch.utils.cpp_extension.include_paths()[0], sysconfig.get_paths()["include"]]
