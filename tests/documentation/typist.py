@@ -62,16 +62,18 @@ OVERRIDES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     # Never into the package.
     "tools/publish_model.py": (("--zoo", "my_zoo"), ()),
 }
+OVERRIDES["train_mine.py"] = OVERRIDES["train_net.py"]  # which GETTING_STARTED.md has users write
+_TRAININGS = ("train_net.py", "train_mine.py")
 
 
 def in_seconds(words: Sequence[str], needs: Sequence[str] = ()) -> list[str]:
     """A command of Python with the flags and KEY VALUE pairs that make it short."""
     flags, pairs = OVERRIDES.get(words[1], ((), ()))
-    if words[1] == "train_net.py" and "SOLVER.IMS_PER_BATCH" not in words:
+    if words[1] in _TRAININGS and "SOLVER.IMS_PER_BATCH" not in words:
         pairs = (*pairs, "SOLVER.IMS_PER_BATCH", "4")
     if "COCO" in needs:
         pairs = (*pairs, *_SMALL_MODELS, "MODEL.WEIGHTS", "")  # the recipe's are a download
-    takes_pairs_last = words[1] in ("train_net.py", "tools/visualize_data.py")
+    takes_pairs_last = words[1] in (*_TRAININGS, "tools/visualize_data.py")
     at = words.index("--opts") if "--opts" in words else len(words)
     given = list(words[at:]) or (["--opts"] if pairs and not takes_pairs_last else [])
     return [*words[:at], *flags, *given, *pairs]
