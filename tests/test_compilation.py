@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from isda.compilation import compile_inference
 from isda.engine.predictor import Predictor
+from isda.meta_arch import ISTR
 from isda.modeling.folding import fold_norms
 from isda.modeling.refinement import build_pooler
 
@@ -83,8 +84,10 @@ def test_a_copy_is_compiled_with_its_own_weights():
 
 
 def test_other_models_of_the_class_stay_as_they_are():
+    before = ISTR.predict, ROIPooler.forward
     compile_inference(small_model("istr"), backend="eager")
     other = small_model("istr")
+    assert (ISTR.predict, ROIPooler.forward) == before
     assert "predict" not in vars(other) and type(other.refinement.pooler) is ROIPooler
 
 
