@@ -305,6 +305,7 @@ def test_models_of_nuclei_can_be_finetuned(kind):
     theirs = load_config(str(ROOT / f"configs/nuclei/{kind}_mobilenet_v2.yaml")).MODEL
     for cfg in (ours, theirs):
         cfg.ISDA.MASK_STRIDE = cfg.ROI_HEADS.NUM_CLASSES = 0
+        cfg.ISDA.LARGEST_PART = False
         cfg.ROI_HEADS.BATCH_SIZE_PER_IMAGE = cfg.RPN.POST_NMS_TOPK_TRAIN = 0
         cfg.RPN.POST_NMS_TOPK_TEST = 0
         cfg.ANCHOR_GENERATOR.SIZES = len(cfg.ANCHOR_GENERATOR.SIZES)

@@ -22,10 +22,12 @@ from small_models import random_image, small_model
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = [(96, 128), (131, 170), (310, 97)]  # with and without padding; none is the example's
 INFO = {"names": ["a", "b", "c"], "min_size": 128, "max_size": 256, "mask_threshold": 0.5}
-IN_MASK = {"isda": torch.gt, "istr": torch.ge}  # how a pixel compares with the threshold
+ONE_PIECE = "isda, the largest part of each mask"
+# How a pixel compares with the threshold.
+IN_MASK = {"isda": torch.gt, ONE_PIECE: torch.gt, "istr": torch.ge}
 
 Graph = Callable[[Tensor], Sequence[Tensor]]
-both = pytest.mark.parametrize("name", ["isda", "istr"])
+every = pytest.mark.parametrize("name", IN_MASK)
 
 
 class Exported(NamedTuple):
@@ -35,7 +37,8 @@ class Exported(NamedTuple):
 
 @functools.cache
 def exported(name: str) -> Exported:
-    model = small_model(name)
+    model = small_model("isda" if name == ONE_PIECE else name)
+    model.largest_part = name == ONE_PIECE
     return Exported(model, export.export_program(export.exportable(model, "BGR")))
 
 
@@ -80,7 +83,7 @@ def assert_agrees(name: str, graph: Graph, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-@both
+@every
 @pytest.mark.parametrize("size", SIZES)
 def test_graph_agrees_with_the_model_at_every_size(name, size):
     assert_agrees(name, exported(name).program.module(), size)
@@ -103,7 +106,7 @@ def test_model_is_left_as_it_was():
 
 
 @pytest.mark.slow
-@both
+@every
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_runtime_agrees_with_the_model_at_every_size(name, onnx_path):
     """With padding too: ONNX rounds divisions of negative numbers otherwise than Python."""

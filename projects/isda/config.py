@@ -67,6 +67,8 @@ def _add_isda(cfg: CN) -> None:
     cfg.MODEL.ISDA.CLASS_COST = 2.0
     cfg.MODEL.ISDA.MASK_COST = 3.0
     cfg.MODEL.ISDA.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
+    # At inference keep only the largest connected part of each mask. Not in the paper.
+    cfg.MODEL.ISDA.LARGEST_PART = False
 
 
 def _add_istr(cfg: CN) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from isda.engine.predictor import Predictor
 from isda.meta_arch import ISDA, ISTR
+from isda.modeling.parts import largest_parts_in_graph
 from isda.modeling.postprocessing import best_pairs, maskness
 from isda.modeling.refinement import LearnedQueries
 
@@ -86,7 +87,10 @@ class ExportableISDA(_ExportableModel):
         probs = torch.einsum("nc,chw->nhw", kernels, features).sigmoid()
         stride = model.mask_feature_head.mask_stride
         sides = [(side + stride - 1) // stride for side in (height, width)]
-        scores = scores * maskness(probs * _valid(probs, *sides), model.mask_threshold)
+        valid = _valid(probs, *sides)
+        scores = scores * maskness(probs * valid, model.mask_threshold)
+        if model.largest_part:
+            probs = largest_parts_in_graph(probs, model.mask_threshold, valid)
         scores, order = scores.sort(descending=True)
         padded = F.interpolate(
             probs[order][None], scale_factor=float(stride), mode="bilinear", align_corners=False

@@ -101,6 +101,23 @@ def test_an_image_without_any_mask():
     assert instances.pred_boxes.tensor.shape == (0, 4)
 
 
+def test_the_largest_part_alone():
+    mask_logits = torch.full((1, 1, 8, 12), -5.0)
+    mask_logits[0, 0, 1:4, 1:4] = 5
+    mask_logits[0, 0, 6, 7:9] = 1
+    prediction = prediction_of(torch.zeros(1, 1, 1), mask_logits)
+    both, one = (
+        select_instances(prediction, 0, largest_part=largest_part, **SIZES)
+        for largest_part in (False, True)
+    )
+    assert torch.equal(one.scores, both.scores)
+    mask_logits[0, 0, 6] = -100
+    (expected,) = select_instances(prediction, 0, **SIZES).pred_masks
+    assert torch.equal(one.pred_masks[0], expected)
+    assert both.pred_masks.sum() > expected.sum()
+    assert (one.pred_boxes.tensor[:, 2:] < both.pred_boxes.tensor[:, 2:]).all()
+
+
 def test_threshold():
     mask_logits = torch.full((1, 1, 8, 12), 1.0)  # a probability of 0.73
     prediction = prediction_of(torch.zeros(1, 1, 1), mask_logits)

@@ -87,6 +87,7 @@ class ISDATrace(_Trace):
     reference_points: Tensor  # (N, 2) as (x, y) in [0, 1] of the image
     samples: list[LayerSamples]  # L
     predictions: list[SetPrediction]  # L, each of a batch of one
+    largest_part: bool = False  # whether that is all that is kept of a mask
 
     def locations_in_pixels(self, layer: int) -> Tensor:
         """Sampling locations ``(N, heads, levels, points, 2)`` as (x, y) pixels of the image.
@@ -143,6 +144,7 @@ class ISDATrace(_Trace):
             output_size=self.instances.image_size,
             max_instances=1,
             threshold=self.mask_threshold,
+            largest_part=self.largest_part,
         )
         return _named(instance, query)
 
@@ -218,6 +220,7 @@ def trace_isda(predictor: Predictor, image: np.ndarray) -> ISDATrace:
         reference_points=decoded.reference_points[0],
         samples=[_layer_samples(module, calls[module][0]) for module in attentions],
         predictions=[SetPrediction(*pair, features.output) for pair in zip(logits, kernels)],
+        largest_part=model.largest_part,
     )
 
 

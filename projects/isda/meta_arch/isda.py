@@ -42,14 +42,21 @@ class ISDA(SetPredictor):
         pixel_std: tuple[float, ...],
         max_instances: int = 100,
         mask_threshold: float = 0.5,
+        largest_part: bool = False,
     ):
-        """The last four as in SetPredictor; a pixel above ``mask_threshold`` is in a mask."""
+        """
+        Args:
+            pixel_mean, pixel_std, max_instances: as in SetPredictor.
+            mask_threshold: a pixel is in a mask when its probability is above.
+            largest_part: keep only the largest connected part of each mask.
+        """
         super().__init__(backbone, pixel_mean, pixel_std, max_instances, mask_threshold)
         self.neck = neck
         self.transformer = transformer
         self.instance_head = instance_head
         self.mask_feature_head = mask_feature_head
         self.criterion = criterion
+        self.largest_part = largest_part
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -87,6 +94,7 @@ class ISDA(SetPredictor):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_threshold": isda.MASK_THRESHOLD,
+            "largest_part": isda.LARGEST_PART,
         }
 
     def predict(self, images: ImageList) -> list[SetPrediction]:
@@ -137,6 +145,7 @@ class ISDA(SetPredictor):
             **sizes,
             max_instances=self.max_instances,
             threshold=self.mask_threshold,
+            largest_part=self.largest_part,
         )
 
 

@@ -13,6 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from isda.modeling.parts import largest_parts
 from isda.structures import EmbeddedPrediction, EncodedMasks, SetPrediction, encode_window
 
 __all__ = [
@@ -55,6 +56,7 @@ def select_instances(
     output_size: tuple[int, int],
     max_instances: int = 100,
     threshold: float = 0.5,
+    largest_part: bool = False,
 ) -> Instances:
     """The best (query, class) pairs of one image (ISDA, arXiv 2202.12251, section 2.4). No NMS.
 
@@ -65,6 +67,7 @@ def select_instances(
         output_size: ``(height, width)`` of the masks to return.
         max_instances: pairs to consider.
         threshold: a pixel is in a mask when its probability is above.
+        largest_part: keep only the largest connected part of each mask; scores stay.
 
     Returns:
         ``pred_boxes`` (XYXY, tight), ``pred_masks`` ``(n, height, width)`` bool, ``scores``
@@ -80,6 +83,8 @@ def select_instances(
         for size, cells, padded in zip(image_size, probs.shape[-2:], padded_size, strict=True)
     )
     scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)[rows]
+    if largest_part:
+        probs = largest_parts(probs, threshold, valid)
     order = scores.argsort(descending=True)
     sizes = (padded_size, image_size, output_size)
     masks, boxes, occupied = _pasted(probs, rows[order], sizes, threshold)
