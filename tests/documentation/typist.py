@@ -131,7 +131,8 @@ def check_config(arguments: argparse.Namespace) -> None:
         is_file = name.endswith(".yaml") or not name
         path = name if is_file else model_zoo.get_config_file(name)
         load_config(path, getattr(arguments, "opts", None))
-    if name := getattr(arguments, "model", None):
+    name = getattr(arguments, "model", None)
+    if name and Path(name).suffix not in (".onnx", ".pt2"):  # which are files
         model_zoo.get_config_file(name)
 
 
