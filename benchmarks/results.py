@@ -160,9 +160,12 @@ def _plot(path: Path, about: dict, rows: Sequence[Row]) -> None:
                 sizes, times = [getattr(r, axis) for r in mine], [r.milliseconds for r in mine]
                 panel.plot(sizes, times, marker="o", ms=3, label=name)
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=f"{one_pass}, ms")
+            ticks = sorted({getattr(row, axis) for row in chosen})
+            panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            panel.set_xticks([], minor=True)
             panel.grid(alpha=0.3, which="both")
     panels[0, 0].legend(fontsize=7)
-    where = about.get("gpu") or f"{about['processor']}, {threads} threads"
+    where = about.get("gpu") or f"{about['processor']}, threads: {threads}"
     figure.suptitle(f"Deformable attention, encoder: {where}, PyTorch {about['torch']}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
