@@ -173,12 +173,12 @@ def plot_ap_over_latency(rows: Sequence[Mapping], path: str | os.PathLike) -> No
     axes = figure.subplots()
     shown = [row for row in rows if _has_both(row)]
     for index, row in enumerate(shown):
-        latency = row["latency"]["median"]
-        axes.plot(latency, row["ap"], "o", color=f"C{index % 10}")
-        axes.annotate(row["name"], (latency, row["ap"]), xytext=(6, 4), textcoords="offset points")
+        marker = "os^Dv"[index % 5]
+        axes.plot(row["latency"]["median"], row["ap"], marker, ms=8, alpha=0.8, label=row["name"])
     axes.set(xlabel="seconds per image", ylabel="mask AP")
-    axes.set_xlim(0, 1.4 * max(row["latency"]["median"] for row in shown))  # names need room
+    axes.set_xlim(0, 1.1 * max(row["latency"]["median"] for row in shown))
     axes.set_ylim(0, 1.2 * max(row["ap"] for row in shown) or 1)
+    axes.legend(loc="lower right")  # names at the points would cover each other
     axes.grid(alpha=0.3)
     _save(figure, path)
 
