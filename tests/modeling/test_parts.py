@@ -84,8 +84,8 @@ def test_random_masks_against_a_walk(form):
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(40, 26, 26, generator=generator)
     masks = torch.nn.functional.avg_pool2d(noise, 3, stride=1)
-    if form is largest_parts:
-        masks = torch.cat([masks, spiral(24)[None]])  # a labyrinth
+    labyrinths = [spiral(24), spiral(24).flip(0), spiral(24).T, spiral(24).flip(1)]
+    masks = torch.cat([masks, torch.stack(labyrinths)])
     kept = form(masks.clone(), 0.53, (24, 24))
     parts = 0
     for before, after in zip(masks, kept):

@@ -14,7 +14,8 @@ _NEIGHBOURS = [
     [[1] * 3] * 3,
     [[0] * 3] * 3,
 ]  # of a cell of (n, h, w): in its own mask
-_ROUNDS = 32
+_ROUNDS = 10
+_JUMPS = 3  # from a part to what it has joined, and to what that has
 
 
 def largest_parts(probs: Tensor, threshold: float, valid_size: tuple[int, int]) -> Tensor:
@@ -45,24 +46,27 @@ def largest_parts(probs: Tensor, threshold: float, valid_size: tuple[int, int]) 
 def largest_parts_in_graph(probs: Tensor, threshold: float, valid: Tensor) -> Tensor:
     """The same in operators that ``torch.export`` and ONNX know, out of place.
 
-    Each cell takes the highest number around it, then the number of the cell of that number, many
-    times over. That is enough for all but labyrinths, of which less than the largest part remains.
+    Each cell begins as a part of its own. In every round a part joins the neighbour with the highest
+    number, and what that has joined. Ten rounds are enough for random labyrinths of 80×80 cells; of
+    a spiral with many turns less than the largest part remains.
 
     Args:
         probs: ``(n, h, w)``.
         valid: ``(h, w)``, 1 where cells count and 0 beyond.
     """
     above = (probs > threshold).to(probs.dtype) * valid
-    numbers = torch.arange(1, valid.numel() + 1, device=probs.device, dtype=probs.dtype)
-    labels = above * numbers.view_as(valid)  # exact up to 2^24 cells
+    numbers = torch.arange(valid.numel() + 1, device=probs.device)
+    labels = (above * numbers[1:].view_as(valid)).long()  # exact up to 2^24 cells; 0 is outside
     for _ in range(_ROUNDS):
-        labels = F.max_pool2d(labels[None], 3, stride=1, padding=1)[0] * above
-        flat = labels.flatten(1)
-        labels = flat.gather(1, (flat - 1).clamp(min=0).long()).view_as(labels) * above
-    areas = torch.zeros_like(above).flatten(1)
-    indices = (labels - 1).clamp(min=0).flatten(1).long()
-    areas = areas.scatter_add(1, indices, above.flatten(1))
-    areas = areas.gather(1, indices).view_as(above) * above
+        near = F.max_pool2d(labels.to(probs.dtype)[None], 3, stride=1, padding=1)[0] * above
+        joined = numbers.expand(len(probs), -1)
+        joined = joined.scatter_reduce(1, labels.flatten(1), near.long().flatten(1), "amax")
+        for _ in range(_JUMPS):
+            joined = joined.gather(1, joined)
+        labels = joined.gather(1, labels.flatten(1)).view_as(labels)
+    areas = torch.zeros_like(numbers, dtype=probs.dtype).expand(len(probs), -1)
+    areas = areas.scatter_add(1, labels.flatten(1), above.flatten(1))
+    areas = areas.gather(1, labels.flatten(1)).view_as(above) * above
     others = above * (1 - _of_the_largest(labels, areas).to(probs.dtype))
     return probs * (1 - others)
 
