@@ -46,9 +46,9 @@ def largest_parts(probs: Tensor, threshold: float, valid_size: tuple[int, int]) 
 def largest_parts_in_graph(probs: Tensor, threshold: float, valid: Tensor) -> Tensor:
     """The same in operators that ``torch.export`` and ONNX know, out of place.
 
-    Each cell begins as a part of its own. In every round a part joins the neighbour with the highest
-    number, and what that has joined. Ten rounds are enough for random labyrinths of 80×80 cells; of
-    a spiral with many turns less than the largest part remains.
+    Each cell begins as a part of its own. In every round a part joins the neighbour with the
+    highest number, and what that has joined. Ten rounds are enough for random labyrinths of 80×80
+    cells; of a spiral with many turns less than the largest part remains.
 
     Args:
         probs: ``(n, h, w)``.
