@@ -35,7 +35,7 @@ def available() -> dict[str, str]:
 def show_trained(models: dict[str, str], output: Path, progress: Progress) -> None:
     """Draws what they predict and evaluates them, on images that none was trained on.
 
-    What an earlier demo found out about the same weights is shown again.
+    What an earlier demo found out about the same weights and config is shown again.
     """
     entries = {shown: model_zoo.entries()[name] for shown, name in models.items()}
     known = {shown: recall(output, entry) for shown, entry in entries.items()}
@@ -56,10 +56,15 @@ def results_file(output: Path, entry: ModelEntry) -> Path:
 
 
 def recall(output: Path, entry: ModelEntry) -> dict[str, dict[str, float]] | None:
-    """What :func:`evaluate` found for these weights, if it did."""
+    """What :func:`evaluate` found for these weights and this config, if it did."""
     path = results_file(output, entry)
     found = json.loads(path.read_text()) if path.is_file() else {}
-    return found["results"] if found.get("sha256") == entry.sha256 else None
+    return found["results"] if found.get("of") == evaluated(entry) else None
+
+
+def evaluated(entry: ModelEntry) -> list[str | None]:
+    """What the results depend on: the weights' sha256 and the config."""
+    return [entry.sha256, model_zoo.get_config(entry.name).dump()]
 
 
 def evaluate(entry: ModelEntry, predictor: Predictor, output: Path) -> dict[str, dict[str, float]]:
@@ -71,7 +76,7 @@ def evaluate(entry: ModelEntry, predictor: Predictor, output: Path) -> dict[str,
     with contextlib.redirect_stdout(io.StringIO()) as console:
         results = Trainer.test(cfg, predictor.model)
     (path.parent / "console.log").write_text(console.getvalue())
-    path.write_text(json.dumps({"sha256": entry.sha256, "results": results}, indent=1))
+    path.write_text(json.dumps({"of": evaluated(entry), "results": results}, indent=1))
     return results
 
 
