@@ -26,13 +26,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarking.timing import in_rounds, quartiles_of_ratios
-from export_model import Parity
-from isda.checkpoint import WeightsError
+from export_model import Parity, exit_status
 from isda.compilation import compile_inference
-from isda.data.errors import DatasetError
 from isda.engine.prediction import Prediction
 from isda.engine.predictor import Predictor
-from isda.engine.setup import ConfigError, load_config
+from isda.engine.setup import load_config
 
 
 def compared(
@@ -119,14 +117,7 @@ def check(args: argparse.Namespace) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        agree = check(args)
-    except (ConfigError, DatasetError, WeightsError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if not agree:
-        print("error: the compiled model differs from the original", file=sys.stderr)
-    return 0 if agree else 1
+    return exit_status(lambda: check(args), "the compiled model differs from the original")
 
 
 if __name__ == "__main__":

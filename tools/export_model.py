@@ -12,6 +12,7 @@ compared with the model's own on real images; the exit status is 1 if they diffe
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,16 +136,21 @@ def export(args: argparse.Namespace) -> bool:
     return agree
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_arguments(arguments)
+def exit_status(compare: Callable[[], bool], difference: str) -> int:
+    """0 if both models agree; else 1, and why. What users can mend is told without a traceback."""
     try:
-        agree = export(args)
+        agree = compare()
     except (ConfigError, DatasetError, ExportError, WeightsError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not agree:
-        print("error: the exported model differs from the original", file=sys.stderr)
+        print(f"error: {difference}", file=sys.stderr)
     return 0 if agree else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    return exit_status(lambda: export(args), "the exported model differs from the original")
 
 
 if __name__ == "__main__":
