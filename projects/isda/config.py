@@ -58,7 +58,7 @@ def _add_isda(cfg: CN) -> None:
     cfg.MODEL.ISDA.GRADIENT_CHECKPOINTING = False
     cfg.MODEL.ISDA.MASK_HEAD_DIM = 128  # width inside the mask feature head
     cfg.MODEL.ISDA.MASK_DIM = 256  # channels of mask features and kernels, position included
-    cfg.MODEL.ISDA.MASK_STRIDE = 4  # stride of the mask features: 2, 4 or 8
+    cfg.MODEL.ISDA.MASK_STRIDE = 4  # stride of the masks: 1, 2, 4 or 8 (1: see MASK_FEATURE_STRIDE)
     cfg.MODEL.ISDA.MASK_POSITION = True  # MP: two position channels in the mask features
     cfg.MODEL.ISDA.KERNEL_POSITION = True  # KP: a kernel carries its query's reference point
     # Weights of the loss terms, and of the same terms in the matching cost.
@@ -69,6 +69,31 @@ def _add_isda(cfg: CN) -> None:
     cfg.MODEL.ISDA.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
     # At inference keep only the largest connected part of each mask. Not in the paper.
     cfg.MODEL.ISDA.LARGEST_PART = False
+    _add_isda_boxes(cfg)
+
+
+def _add_isda_boxes(cfg: CN) -> None:
+    """Keys of ISDA with boxes, off in the paper's form; Base-ISDA-boxes.yaml turns them on."""
+    # Queries look around boxes, and every decoder layer predicts them.
+    cfg.MODEL.ISDA.BOXES = False
+    # The boxes that a layer predicts are where the next one looks. The following need BOXES.
+    cfg.MODEL.ISDA.BOX_REFINEMENT = False
+    # The first boxes are proposals of the encoder's tokens, the NUM_QUERIES best of each image.
+    cfg.MODEL.ISDA.QUERY_SELECTION = False
+    # Kernels draw an ellipse around their query's box into the mask.
+    cfg.MODEL.ISDA.ELLIPSE = False
+    # Noised ground truths beside the queries in training, at most so many per image; 0: none.
+    cfg.MODEL.ISDA.DENOISING_QUERIES = 0
+    # Weights of the box terms in the loss and in the matching cost: L1 and generalised IoU.
+    cfg.MODEL.ISDA.BOX_WEIGHT = 5.0
+    cfg.MODEL.ISDA.GIOU_WEIGHT = 2.0
+    cfg.MODEL.ISDA.BOX_COST = 5.0
+    cfg.MODEL.ISDA.GIOU_COST = 2.0
+    # Stride of the last convolution of the mask features, if coarser than MASK_STRIDE: they are
+    # then enlarged bilinearly. 0: MASK_STRIDE.
+    cfg.MODEL.ISDA.MASK_FEATURE_STRIDE = 0
+    # Cells per image at which masks are matched and learned, drawn anew in every step; 0: all.
+    cfg.MODEL.ISDA.MASK_POINTS = 0
 
 
 def _add_istr(cfg: CN) -> None:

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["EmbeddedPrediction", "EmbeddedTarget", "EncodedMasks", "SetPrediction", "SetTarget"]
+__all__ = [
+    "EmbeddedPrediction",
+    "EmbeddedTarget",
+    "EncodedMasks",
+    "NoisedQueries",
+    "SetPrediction",
+    "SetTarget",
+]
 
 
 @dataclass
@@ -20,20 +27,57 @@ class SetPrediction:
     """
 
     class_logits: Tensor  # (B, N, K)
-    kernels: Tensor  # (B, N, C)
-    mask_features: Tensor  # (B, C, h, w), at the mask stride; one tensor shared by all layers
+    kernels: Tensor | None  # (B, N, C); None for proposals, which have boxes only
+    mask_features: Tensor | None  # (B, C, h, w), at the mask stride; shared by all layers
+    # (B, N, 4) as (centre x, centre y, width, height) relative to the image's valid extent,
+    # float32; None in the paper's form.
+    boxes: Tensor | None = None
+
+    def queries(self, start: int | None, stop: int | None) -> "SetPrediction":
+        """The prediction of some queries: those from ``start`` up to ``stop``."""
+        chosen = slice(start, stop)
+        return SetPrediction(
+            self.class_logits[:, chosen],
+            None if self.kernels is None else self.kernels[:, chosen],
+            self.mask_features,
+            None if self.boxes is None else self.boxes[:, chosen],
+        )
 
 
 @dataclass
 class SetTarget:
     """G ground-truth instances of one image.
 
-    The masks end with the image's valid extent in cells, so they also tell how much of a padded
-    prediction counts.
+    Masks over a grid end with the image's valid extent in cells, so they also tell how much of a
+    padded prediction counts. Masks at P sampled cells come with the cells' coordinates and with
+    weights that make a weighted sum over the cells an estimate of the sum over the grid.
     """
 
     classes: Tensor  # (G,) int64
-    masks: Tensor  # (G, valid h, valid w) in [0, 1], at the mask stride
+    masks: Tensor  # (G, valid h, valid w) or (G, P), in [0, 1], at the mask stride
+    boxes: Tensor | None = None  # (G, 4), as those of SetPrediction
+    cells: Tensor | None = None  # (2, P) int64: rows, columns
+    weights: Tensor | None = None  # (P,) float32
+
+    def columns(self, mask_features: Tensor) -> Tensor:
+        """The mask features ``(C, h, w)`` of one image at the cells that count: ``(C, P)``."""
+        if self.cells is None:
+            height, width = self.masks.shape[-2:]
+            return mask_features[:, :height, :width].flatten(1)
+        rows, columns = self.cells
+        cells = rows * mask_features.shape[-1] + columns
+        # The derivative of an embedding is fast; that of an index into columns is not.
+        return nn.functional.embedding(cells, mask_features.flatten(1).T).T
+
+
+@dataclass
+class NoisedQueries:
+    """D queries per image that start from noised ground truths (denoising, training only)."""
+
+    content: Tensor  # (B, D, C)
+    boxes: Tensor  # (B, D, 4), as those of SetPrediction
+    targets: Tensor  # (B, D) int64: the ground truth that each was made from; -1 on padding
+    attention_mask: Tensor  # (B, D + N, D + N) bool, True where a row must not see a column
 
 
 @dataclass

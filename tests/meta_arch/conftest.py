@@ -11,9 +11,12 @@ from torch import nn
 from isda.meta_arch.isda import ISDA
 from isda.meta_arch.istr import ISTR
 from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.denoising import DenoisingQueries
 from isda.modeling.mask_embedding import MaskEmbedding
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
+from isda.modeling.query_selection import QuerySelection
+from isda.modeling.reference_boxes import ReferenceBoxes
 from isda.modeling.refinement import LearnedQueries, RefinementHead, RefinementStep, build_pooler
 from isda.training.criterion import EmbeddingCriterion, MaskCriterion
 from isda.training.matching import EmbeddingMatcher, MaskMatcher
@@ -78,6 +81,55 @@ def build_tiny_isda(
         pixel_mean=(120.0, 115.0, 105.0),
         pixel_std=(58.0, 57.0, 57.5),
         max_instances=max_instances,
+    )
+
+
+def build_tiny_isda_boxes(
+    *,
+    num_classes: int = 3,
+    mask_stride: int = 2,
+    refine: bool = True,
+    selection: bool = True,
+    ellipse: bool = True,
+    num_noised: int = 12,
+    num_mask_points: int = 0,
+    num_queries: int = 10,
+    max_instances: int = 100,
+    **transformer_sizes,
+) -> ISDA:
+    """With boxes, and with what else is not switched off."""
+    torch.manual_seed(0)
+    backbone = PatchBackbone()
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "dropout": 0.0}
+    return ISDA(
+        backbone=backbone,
+        neck=Neck(backbone.output_shape(), in_features=NAMES, hidden_dim=64),
+        transformer=DeformableTransformer(
+            hidden_dim=64,
+            num_heads=4,
+            feedforward_dim=64,
+            num_queries=num_queries,
+            reference_boxes=ReferenceBoxes(64, refine),
+            query_selection=QuerySelection(64, num_classes, num_queries) if selection else None,
+            **(sizes | transformer_sizes),
+        ),
+        instance_head=InstanceHead(
+            hidden_dim=64, num_classes=num_classes, mask_dim=32, position=False, ellipse=ellipse
+        ),
+        mask_feature_head=MaskFeatureHead(
+            hidden_dim=64,
+            head_dim=32,
+            mask_dim=32,
+            mask_stride=mask_stride,
+            feature_stride=4,
+            ellipse=ellipse,
+        ),
+        criterion=MaskCriterion(MaskMatcher()),
+        pixel_mean=(120.0, 115.0, 105.0),
+        pixel_std=(58.0, 57.0, 57.5),
+        max_instances=max_instances,
+        denoising=DenoisingQueries(64, num_classes, num_noised) if num_noised else None,
+        num_mask_points=num_mask_points,
     )
 
 
@@ -154,12 +206,21 @@ def make_confident(model: ISDA) -> ISDA:
     nn.init.normal_(model.instance_head.classes.weight, std=0.3)
     nn.init.normal_(model.instance_head.classes.bias)
     nn.init.normal_(model.instance_head.kernels[-1].weight, std=0.5)
+    for name, parameter in model.named_parameters():
+        # What starts at zero: boxes that do not move, ellipses that fit them.
+        if name.endswith(("head.layers.4.weight", "boxes.layers.4.weight", "adjustment.weight")):
+            nn.init.normal_(parameter, std=0.3)
     return model
 
 
 @pytest.fixture
 def tiny_isda():
     return build_tiny_isda
+
+
+@pytest.fixture
+def tiny_isda_boxes():
+    return build_tiny_isda_boxes
 
 
 @pytest.fixture

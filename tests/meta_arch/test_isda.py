@@ -322,7 +322,7 @@ def test_shifted_reference_points_change_two_kernel_numbers(tiny_isda, random_in
     model = tiny_isda(decoder_layers=1).eval()
     before = predict(model, [random_input(64, 64)])
     head = model.instance_head.forward
-    model.instance_head.forward = lambda states, points: head(states, points * 0.9)
+    model.instance_head.forward = lambda states, points, boxes: head(states, points * 0.9, boxes)
     after = predict(model, [random_input(64, 64)])
     changed = (before.kernels != after.kernels)[0]
     assert changed[:, -2:].all()

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from isda.modeling import deformable_transformer
 from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.tokens import flatten_levels
 
 PADDED = (128, 192)
 IMAGES = [(128, 192), (70, 101), (9, 130)]
@@ -135,8 +135,12 @@ def test_dropout_is_where_the_paper_has_it():
     ]
 
 
+def tokens_of(transformer):
+    return flatten_levels(random_levels(), padding_mask(), transformer.level_embed)
+
+
 def test_valid_ratios_against_counting():
-    tokens = tiny_transformer()._tokens(random_levels(), padding_mask())
+    tokens = tokens_of(tiny_transformer())
     for image in range(len(IMAGES)):
         for level, (height, width) in enumerate(SIZES):
             valid_height, valid_width = valid_cells(image, level)
@@ -145,8 +149,8 @@ def test_valid_ratios_against_counting():
 
 
 def test_token_reference_points_against_loops():
-    tokens = tiny_transformer()._tokens(random_levels(), padding_mask())
-    points = deformable_transformer._token_reference_points(tokens)
+    tokens = tokens_of(tiny_transformer())
+    points = tokens.per_level(tokens.centres())
     token = 0
     for own, (height, width) in enumerate(SIZES):
         for row in range(height):
@@ -165,7 +169,7 @@ def test_token_reference_points_against_loops():
 
 def test_position_is_sine_encoding_plus_level_embedding():
     transformer = tiny_transformer()
-    tokens = transformer._tokens(random_levels(), padding_mask())
+    tokens = tokens_of(transformer)
     # The first token of a level: half a cell from the corner, on both axes.
     start = SIZES[0][0] * SIZES[0][1]
     rows, columns = valid_cells(1, 1)
@@ -223,8 +227,8 @@ def in_float64(tokens):
 
 def test_encoder_layer_against_another_formulation():
     transformer = tiny_transformer()
-    tokens = transformer._tokens(random_levels(), padding_mask())
-    points = deformable_transformer._token_reference_points(tokens).double()
+    tokens = tokens_of(transformer)
+    points = tokens.per_level(tokens.centres()).double()
     tokens, layer = in_float64(tokens), transformer.encoder[0].double()
     x = tokens.content
     attended = deformable_attention(
@@ -236,7 +240,7 @@ def test_encoder_layer_against_another_formulation():
 
 def test_decoder_layer_against_another_formulation():
     transformer = tiny_transformer()
-    tokens = in_float64(transformer._tokens(random_levels(), padding_mask()))
+    tokens = in_float64(tokens_of(transformer))
     layer, memory = transformer.decoder[0].double(), tokens.content
     torch.manual_seed(2)
     x, position = torch.randn(2, len(IMAGES), 7, 32, dtype=torch.float64)

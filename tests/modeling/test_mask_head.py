@@ -183,8 +183,8 @@ def test_strides_share_parameters(stride):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_stride": 3}, r"MODEL\.ISDA\.MASK_STRIDE must be 2, 4 or 8, got 3"),
-        ({"mask_stride": 0}, r"MODEL\.ISDA\.MASK_STRIDE must be 2, 4 or 8, got 0"),
+        ({"mask_stride": 3}, r"MODEL\.ISDA\.MASK_STRIDE must be 1, 2, 4 or 8, got 3"),
+        ({"mask_stride": 0}, r"MODEL\.ISDA\.MASK_STRIDE must be 1, 2, 4 or 8, got 0"),
         ({"head_dim": 100}, r"MODEL\.ISDA\.MASK_HEAD_DIM must be a multiple of 32, got 100"),
         ({"mask_dim": 0}, r"MODEL\.ISDA\.MASK_DIM must be a multiple of 32, got 0"),
     ],

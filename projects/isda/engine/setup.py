@@ -309,7 +309,14 @@ _ISDA_REQUIREMENTS = {
         lambda value: value > 0 and value % 32 == 0,
         "a positive multiple of 32, for group normalisation with 32 groups",
     ),
-    "MASK_STRIDE": _one_of(2, 4, 8),
+    "MASK_STRIDE": _one_of(1, 2, 4, 8),
+    "MASK_FEATURE_STRIDE": _one_of(0, 2, 4, 8),
+    "MASK_POINTS": _at_least(0),
+    "DENOISING_QUERIES": _at_least(0),
+    "BOX_WEIGHT": _at_least(0),
+    "GIOU_WEIGHT": _at_least(0),
+    "BOX_COST": _at_least(0),
+    "GIOU_COST": _at_least(0),
     "MASK_THRESHOLD": _SHARE,
     "CLASS_WEIGHT": _at_least(0),
     "MASK_WEIGHT": _at_least(0),
@@ -358,6 +365,27 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
     _check_combinations(cfg, world_size)
 
 
+_NEED_BOXES = ("BOX_REFINEMENT", "QUERY_SELECTION", "ELLIPSE", "DENOISING_QUERIES")
+
+
+def _check_isda(node: CfgNode) -> None:
+    for key in _NEED_BOXES:
+        if node[key] and not node.BOXES:
+            raise ConfigError(
+                f"MODEL.ISDA.{key} is {node[key]}, which needs boxes: set MODEL.ISDA.BOXES True"
+            )
+    if node.MASK_STRIDE > node.MASK_FEATURE_STRIDE > 0:
+        raise ConfigError(
+            f"MODEL.ISDA.MASK_STRIDE ({node.MASK_STRIDE}) must not be above "
+            f"MODEL.ISDA.MASK_FEATURE_STRIDE ({node.MASK_FEATURE_STRIDE})"
+        )
+    if node.MASK_STRIDE == 1 and not node.MASK_FEATURE_STRIDE:
+        raise ConfigError(
+            "MODEL.ISDA.MASK_STRIDE 1 needs mask features that are enlarged: set "
+            "MODEL.ISDA.MASK_FEATURE_STRIDE to 2 or 4"
+        )
+
+
 def _check_combinations(cfg: CfgNode, world_size: int) -> None:
     solver, name = cfg.SOLVER, cfg.MODEL.META_ARCHITECTURE
     share = world_size * solver.ACCUMULATION
@@ -372,6 +400,8 @@ def _check_combinations(cfg: CfgNode, world_size: int) -> None:
             f"MODEL.{name}.HIDDEN_DIM ({node.HIDDEN_DIM}) must be a multiple of "
             f"MODEL.{name}.NUM_HEADS ({node.NUM_HEADS})"
         )
+    if name == "ISDA":
+        _check_isda(node)
     if name == "ISTR" and node.EMBEDDING_DIM > node.MASK_SIZE**2:
         raise ConfigError(
             f"MODEL.ISTR.EMBEDDING_DIM ({node.EMBEDDING_DIM}) must not exceed the pixels of a mask "

@@ -57,7 +57,7 @@ class SetPredictor(nn.Module):
         """
         images = self.preprocess(batched_inputs)
         if self.training:
-            return self.criterion(self.predict(images), self.targets(batched_inputs))
+            return self.losses(images, batched_inputs)
         prediction = self.predict(images)[-1]
         with torch.autocast(self.device.type, enabled=False):
             return self.postprocess(prediction, batched_inputs, images)
@@ -65,6 +65,10 @@ class SetPredictor(nn.Module):
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them to one size, a multiple of 32."""
         return normalised_images(batched_inputs, self.pixel_mean, self.pixel_std, self.backbone)
+
+    def losses(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """Weighted losses by name."""
+        return self.criterion(self.predict(images), self.targets(batched_inputs))
 
     def predict(self, images: ImageList) -> list:
         """One prediction per decoder layer or step; at inference of the last only."""

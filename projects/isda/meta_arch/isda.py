@@ -1,5 +1,8 @@
 """ISDA: position-aware instance segmentation with deformable attention (arXiv 2202.12251)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -10,12 +13,16 @@ from torch import Tensor, nn
 from isda.meta_arch.base import SetPredictor
 from isda.meta_arch.inputs import check_classes, ground_truth_masks
 from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
+from isda.modeling.denoising import DenoisingQueries
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
 from isda.modeling.neck import Neck
 from isda.modeling.postprocessing import select_instances
-from isda.structures import SetPrediction, SetTarget
+from isda.modeling.query_selection import QuerySelection
+from isda.modeling.reference_boxes import ReferenceBoxes
+from isda.structures import NoisedQueries, SetPrediction, SetTarget
 from isda.training.criterion import MaskCriterion
 from isda.training.matching import MaskMatcher
+from isda.training.points import sample_cells
 
 __all__ = ["ISDA"]
 
@@ -43,12 +50,16 @@ class ISDA(SetPredictor):
         max_instances: int = 100,
         mask_threshold: float = 0.5,
         largest_part: bool = False,
+        denoising: DenoisingQueries | None = None,
+        num_mask_points: int = 0,
     ):
         """
         Args:
             pixel_mean, pixel_std, max_instances: as in SetPredictor.
             mask_threshold: a pixel is in a mask when its probability is above.
             largest_part: keep only the largest connected part of each mask.
+            denoising: makes further queries from the ground truths, in training.
+            num_mask_points: cells per image at which masks are matched and learned; 0: all.
         """
         super().__init__(backbone, pixel_mean, pixel_std, max_instances, mask_threshold)
         self.neck = neck
@@ -57,6 +68,8 @@ class ISDA(SetPredictor):
         self.mask_feature_head = mask_feature_head
         self.criterion = criterion
         self.largest_part = largest_part
+        self.denoising = denoising
+        self.num_mask_points = num_mask_points
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -77,6 +90,7 @@ class ISDA(SetPredictor):
                 num_classes=isda.NUM_CLASSES,
                 mask_dim=isda.MASK_DIM,
                 position=isda.KERNEL_POSITION,
+                ellipse=isda.ELLIPSE,
             ),
             "mask_feature_head": MaskFeatureHead(
                 hidden_dim=isda.HIDDEN_DIM,
@@ -84,38 +98,66 @@ class ISDA(SetPredictor):
                 mask_dim=isda.MASK_DIM,
                 mask_stride=isda.MASK_STRIDE,
                 position=isda.MASK_POSITION,
+                feature_stride=isda.MASK_FEATURE_STRIDE or None,
+                ellipse=isda.ELLIPSE,
             ),
-            "criterion": MaskCriterion(
-                MaskMatcher(isda.CLASS_COST, isda.MASK_COST),
-                class_weight=isda.CLASS_WEIGHT,
-                mask_weight=isda.MASK_WEIGHT,
-            ),
+            "criterion": _build_criterion(isda),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_threshold": isda.MASK_THRESHOLD,
             "largest_part": isda.LARGEST_PART,
+            "denoising": DenoisingQueries(isda.HIDDEN_DIM, isda.NUM_CLASSES, isda.DENOISING_QUERIES)
+            if isda.DENOISING_QUERIES
+            else None,
+            "num_mask_points": isda.MASK_POINTS,
         }
+
+    def losses(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
+        """Of all decoder layers; of the chosen tokens and the noised queries, if there are any."""
+        targets = self.targets(batched_inputs)
+        noised = None if self.denoising is None else partial(self.denoising, targets)
+        predictions, decoded = self._decode(images, noised)
+        count = 0 if decoded.noised is None else decoded.noised.boxes.shape[1]
+        losses = self.criterion([p.queries(count, None) for p in predictions], targets)
+        if decoded.proposals is not None:
+            proposals = decoded.proposals
+            chosen = SetPrediction(proposals.class_logits, None, None, proposals.boxes)
+            losses |= self.criterion.proposals(chosen, targets)
+        if decoded.noised is not None:
+            restored = [p.queries(None, count) for p in predictions]
+            losses |= self.criterion.denoising(restored, targets, decoded.noised)
+        return losses
 
     def predict(self, images: ImageList) -> list[SetPrediction]:
         """One prediction per decoder layer; at inference of the last layer only."""
+        return self._decode(images)[0]
+
+    def _decode(
+        self, images: ImageList, noised: Callable[[int], NoisedQueries] | None = None
+    ) -> tuple[list[SetPrediction], DecodedQueries]:
         levels = self.neck(self.backbone(images.tensor))  # P2..P6
         mask_features = self.mask_feature_head(levels[:4], images.image_sizes)
-        decoded = self.transformer(levels[1:], _padding_mask(images))
+        decoded = self.transformer(levels[1:], _padding_mask(images), noised)
+        if not self.training:
+            decoded = decoded.last()
         class_logits, kernels = self._heads(decoded)
-        return [
-            SetPrediction(logits, layer_kernels, mask_features)
-            for logits, layer_kernels in zip(class_logits, kernels, strict=True)
+        boxes = [None] * len(kernels) if decoded.boxes is None else decoded.boxes
+        predictions = [
+            SetPrediction(logits, layer_kernels, mask_features, layer_boxes)
+            for logits, layer_kernels, layer_boxes in zip(class_logits, kernels, boxes, strict=True)
         ]
+        return predictions, decoded
 
     def _heads(self, decoded: DecodedQueries) -> tuple[Tensor, Tensor]:
-        """Class logits and kernels of all decoder layers; at inference of the last."""
+        """Class logits and kernels of the decoder layers."""
+        places = (decoded.reference_points, decoded.boxes)
         if self.training:
-            return self.instance_head(decoded.states, decoded.reference_points)
+            return self.instance_head(decoded.states, *places)
         # In full precision always: the scores of many queries lie close together.
-        last = decoded.states[-1:].to(self.instance_head.classes.weight.dtype)
+        states = decoded.states.to(self.instance_head.classes.weight.dtype)
         with torch.autocast(self.device.type, enabled=False):
-            return self.instance_head(last, decoded.reference_points)
+            return self.instance_head(states, *places)
 
     def targets(self, batched_inputs: list[dict]) -> list[SetTarget]:
         """Ground truths at the mask stride; those that vanish there are left out and counted."""
@@ -134,8 +176,12 @@ class ISDA(SetPredictor):
         classes = instances.gt_classes.to(self.device)
         masks = _bit_masks(instances).to(self.device)
         masks = shrink_masks(masks, self.mask_feature_head.mask_stride)
-        visible = masks.flatten(1).any(dim=1)
+        visible = masks.flatten(1).amax(dim=1) > 0
         target = SetTarget(classes[visible], masks[visible])
+        if self.transformer.reference_boxes is not None or self.num_mask_points:
+            target.boxes = relative_boxes(instances)[visible].to(self.device)
+        if self.num_mask_points:
+            target = sample_cells(target, self.num_mask_points)
         return target, len(classes) - len(target.classes)
 
     def select(self, prediction: SetPrediction, index: int, **sizes: tuple[int, int]) -> Instances:
@@ -150,7 +196,7 @@ class ISDA(SetPredictor):
 
 
 def shrink_masks(masks: Tensor, stride: int) -> Tensor:
-    """Bilinear resize by 1 / stride without anti-aliasing, for an even stride.
+    """Bilinear resize by 1 / stride without anti-aliasing, for an even stride or 1.
 
     Half-pixel centres put every sample on a corner shared by four pixels, so the result is their
     mean: soft at borders, and no full-size float tensor is needed.
@@ -161,11 +207,23 @@ def shrink_masks(masks: Tensor, stride: int) -> Tensor:
     Returns:
         ``(G, ⌈H / stride⌉, ⌈W / stride⌉)`` float32; pixels beyond the image count as 0.
     """
+    if stride == 1:
+        return masks.float()
     height, width = masks.shape[-2:]
     masks = nn.functional.pad(masks, (0, -width % stride, 0, -height % stride))
     near, far = stride // 2 - 1, stride // 2
     rows = masks[:, near::stride].to(torch.uint8) + masks[:, far::stride].to(torch.uint8)
     return (rows[..., near::stride] + rows[..., far::stride]).float() / 4
+
+
+def relative_boxes(instances: Instances) -> Tensor:
+    """``gt_boxes`` relative to the image: ``(G, 4)`` as (centre x, centre y, width, height)."""
+    if not instances.has("gt_boxes"):  # Detectron2's mapper leaves it out of an empty image
+        return torch.zeros(0, 4)
+    height, width = instances.image_size
+    corners = instances.gt_boxes.tensor.float()
+    corners = corners / corners.new_tensor([width, height, width, height])
+    return torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
 
 
 def _bit_masks(instances: Instances) -> Tensor:
@@ -196,4 +254,20 @@ def _build_transformer(isda: CfgNode) -> DeformableTransformer:
         feedforward_dim=isda.FEEDFORWARD_DIM,
         dropout=isda.DROPOUT,
         gradient_checkpointing=isda.GRADIENT_CHECKPOINTING,
+        reference_boxes=ReferenceBoxes(isda.HIDDEN_DIM, isda.BOX_REFINEMENT)
+        if isda.BOXES
+        else None,
+        query_selection=QuerySelection(isda.HIDDEN_DIM, isda.NUM_CLASSES, isda.NUM_QUERIES)
+        if isda.QUERY_SELECTION
+        else None,
+    )
+
+
+def _build_criterion(isda: CfgNode) -> MaskCriterion:
+    return MaskCriterion(
+        MaskMatcher(isda.CLASS_COST, isda.MASK_COST, isda.BOX_COST, isda.GIOU_COST),
+        class_weight=isda.CLASS_WEIGHT,
+        mask_weight=isda.MASK_WEIGHT,
+        box_weight=isda.BOX_WEIGHT,
+        giou_weight=isda.GIOU_WEIGHT,
     )

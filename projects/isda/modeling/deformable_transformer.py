@@ -1,40 +1,67 @@
-"""Deformable DETR's Transformer, single stage, without box refinement (arXiv 2010.04159)."""
+"""Deformable DETR's Transformer (arXiv 2010.04159), with or without boxes that layers refine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from isda.layers import MSDeformAttention
-from isda.modeling.position_encoding import sine_position_encoding
+from isda.modeling.query_selection import Proposals, QuerySelection, token_boxes
+from isda.modeling.reference_boxes import ReferenceBoxes
+from isda.modeling.tokens import Tokens, flatten_levels
+from isda.modeling.transformer_layers import DecoderLayer, EncoderLayer
+from isda.structures import NoisedQueries
 
 __all__ = ["DecodedQueries", "DeformableTransformer"]
 
 
 @dataclass
 class DecodedQueries:
-    """What the decoder tells about N queries per image."""
+    """States, places and proposals of N queries per image."""
 
     states: Tensor  # (L, B, N, C), one per decoder layer
-    reference_points: Tensor  # (B, N, 2) as (x, y) in [0, 1] of the image's valid extent
+    # (B, N, 2) as (x, y), or (B, N, 4) as (centre x, centre y, width, height), where the first
+    # layer looked; in [0, 1] of the image's valid extent
+    references: Tensor
+    boxes: Tensor | None = None  # (L, B, N, 4), predicted by each layer
+    proposals: Proposals | None = None  # that the queries were chosen from
+    noised: NoisedQueries | None = None  # the first of the N, in training
+
+    def last(self) -> "DecodedQueries":
+        """Of the last layer only."""
+        boxes = None if self.boxes is None else self.boxes[-1:]
+        return replace(self, states=self.states[-1:], boxes=boxes)
+
+    @property
+    def reference_points(self) -> Tensor:
+        """``(B, N, 2)`` as (x, y): where the first layer looked."""
+        return self.references[..., :2]
 
 
 @dataclass
-class _Tokens:
-    """The flattened levels: S tokens per image, finest level first."""
+class _Queries:
+    """Queries before the first decoder layer."""
 
-    content: Tensor  # (B, S, C)
-    position: Tensor  # (B, S, C)
-    padding_mask: Tensor  # (B, S), True on padding
-    sizes_per_level: list[tuple[int, int]]
-    valid_ratios: Tensor  # (B, levels, 2) as (x, y): valid / padded extent
+    content: Tensor  # (B, N, C)
+    position: Tensor | None  # (B, N, C); None where each layer's boxes give it
+    references: Tensor  # (B, N, 2 or 4)
+    proposals: Proposals | None = None
+    noised: NoisedQueries | None = None  # the first of the N
+
+    def after(self, noised: NoisedQueries) -> "_Queries":
+        """Noised queries first, then these."""
+        return _Queries(
+            torch.cat([noised.content.to(self.content.dtype), self.content], dim=1),
+            None,
+            torch.cat([noised.boxes, self.references], dim=1),
+            self.proposals,
+            noised,
+        )
 
 
 class DeformableTransformer(nn.Module):
-    """Encoder over the tokens of all levels, decoder over N learned queries."""
+    """Encoder over the tokens of all levels, decoder over N queries."""
 
     def __init__(
         self,
@@ -49,11 +76,15 @@ class DeformableTransformer(nn.Module):
         feedforward_dim: int = 1024,
         dropout: float = 0.1,
         gradient_checkpointing: bool = False,
+        reference_boxes: ReferenceBoxes | None = None,
+        query_selection: QuerySelection | None = None,
     ):
         """
         Args:
             hidden_dim: C. A multiple of ``num_heads`` and of 4 (two axes of sine and cosine).
             gradient_checkpointing: recompute every layer in the backward pass.
+            reference_boxes: queries look around boxes; None as in the paper: around points.
+            query_selection: the first boxes come from the image; None: they are learned.
         """
         super().__init__()
         _check_width(hidden_dim, num_heads)
@@ -69,10 +100,15 @@ class DeformableTransformer(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"MODEL.ISDA.DROPOUT must be in [0, 1), got {dropout}")
+        assert query_selection is None or reference_boxes is not None
         self.gradient_checkpointing = gradient_checkpointing
+        self.reference_boxes = reference_boxes
+        self.query_selection = query_selection
         self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
-        self.query_embed = nn.Embedding(num_queries, 2 * hidden_dim)  # position, then content
-        self.reference_points = nn.Linear(hidden_dim, 2)
+        # Position, then content; chosen queries have their position from the image.
+        self.query_embed = nn.Embedding(num_queries, hidden_dim * (1 if query_selection else 2))
+        if query_selection is None:
+            self.reference_points = nn.Linear(hidden_dim, 4 if reference_boxes else 2)
         sizes = {
             "hidden_dim": hidden_dim,
             "num_levels": num_levels,
@@ -84,167 +120,84 @@ class DeformableTransformer(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(**sizes) for _ in range(encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(**sizes) for _ in range(decoder_layers))
         nn.init.normal_(self.level_embed)
-        nn.init.xavier_uniform_(self.reference_points.weight)
-        nn.init.zeros_(self.reference_points.bias)
+        if query_selection is None:
+            nn.init.xavier_uniform_(self.reference_points.weight)
+            nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, levels: list[Tensor], padding_mask: Tensor) -> DecodedQueries:
+    def forward(
+        self,
+        levels: list[Tensor],
+        padding_mask: Tensor,
+        noised: Callable[[int], NoisedQueries] | None = None,
+    ) -> DecodedQueries:
         """
         Args:
             levels: P3..P6, each ``(B, C, h, w)``.
             padding_mask: ``(B, H, W)`` of the padded images, True on padding.
+            noised: from the number of queries to noised ones, which are decoded before them.
         """
-        tokens = self._tokens(levels, padding_mask)
+        tokens = flatten_levels(levels, padding_mask, self.level_embed)
         memory = self._encode(tokens)
-        return self._decode(memory, tokens)
+        queries = self._chosen(memory, tokens) if self.query_selection else self._learned(memory)
+        if noised is not None:
+            queries = queries.after(noised(queries.content.shape[1]))
+        return self._decode(queries, memory, tokens)
 
-    def _tokens(self, levels: list[Tensor], padding_mask: Tensor) -> _Tokens:
-        masks = [_resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels]
-        positions = [
-            sine_position_encoding(mask, level.shape[1] // 2).to(level.dtype) + embed[:, None, None]
-            for mask, level, embed in zip(masks, levels, self.level_embed, strict=True)
-        ]
-        return _Tokens(
-            content=_flatten(levels),
-            position=_flatten(positions),
-            padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            sizes_per_level=[tuple(level.shape[-2:]) for level in levels],
-            valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1),
-        )
-
-    def _encode(self, tokens: _Tokens) -> Tensor:
-        reference_points = _token_reference_points(tokens)
+    def _encode(self, tokens: Tokens) -> Tensor:
+        reference_points = tokens.per_level(tokens.centres())
         memory = tokens.content
         for layer in self.encoder:
             memory = self._run(layer, memory, tokens, reference_points)
         return memory
 
-    def _decode(self, memory: Tensor, tokens: _Tokens) -> DecodedQueries:
-        batch = memory.shape[0]
-        query_pos, content = self.query_embed.weight.expand(batch, -1, -1).chunk(2, dim=-1)
+    def _learned(self, memory: Tensor) -> _Queries:
+        """The same queries for every image."""
+        embedded = self.query_embed.weight.expand(memory.shape[0], -1, -1)
+        position, content = embedded.chunk(2, dim=-1)  # (B, N, C) each
         with torch.autocast(memory.device.type, enabled=False):  # bf16 would move points by cells
-            reference_points = self.reference_points(query_pos.float()).sigmoid()
-        per_level = reference_points[:, :, None] * tokens.valid_ratios[:, None]  # (B, N, levels, 2)
-        states = []
+            references = self.reference_points(position.float()).sigmoid()
+        return _Queries(content, None if self.reference_boxes else position, references)
+
+    def _chosen(self, memory: Tensor, tokens: Tokens) -> _Queries:
+        """Learned content around the boxes of the image's best tokens."""
+        boxes = token_boxes(tokens.centres(), tokens.sizes_per_level)
+        proposals = self.query_selection(memory, boxes, tokens.padding_mask)
+        references = proposals.boxes.detach()
+        content = self.query_embed.weight[: references.shape[1]]
+        return _Queries(content.expand(memory.shape[0], -1, -1), None, references, proposals)
+
+    def _decode(self, queries: _Queries, memory: Tensor, tokens: Tokens) -> DecodedQueries:
+        content, references, position = queries.content, queries.references, queries.position
+        attention_mask = queries.noised.attention_mask if queries.noised else None
+        states, boxes = [], []
         for layer in self.decoder:
-            content = self._run(layer, content, query_pos, per_level, memory, tokens)
+            if self.reference_boxes:
+                position = self.reference_boxes.query_pos(references)
+            content = self._run(
+                layer,
+                content,
+                position,
+                tokens.per_level(references),
+                memory,
+                tokens,
+                attention_mask,
+            )
             states.append(content)
-        return DecodedQueries(torch.stack(states), reference_points)
+            if self.reference_boxes:
+                predicted, references = self.reference_boxes(references, content)
+                boxes.append(predicted)
+        return DecodedQueries(
+            torch.stack(states),
+            queries.references,
+            torch.stack(boxes) if boxes else None,
+            queries.proposals,
+            queries.noised,
+        )
 
     def _run(self, layer: Callable[..., Tensor], *args) -> Tensor:
         if self.gradient_checkpointing and self.training:
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
-
-
-class EncoderLayer(nn.Module):
-    """Deformable self-attention of all tokens, then a feed-forward network; post-norm."""
-
-    def __init__(
-        self, *, hidden_dim, num_levels, num_heads, num_points, feedforward_dim, dropout
-    ) -> None:
-        super().__init__()
-        self.self_attn = MSDeformAttention(hidden_dim, num_levels, num_heads, num_points)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.feedforward = FeedForward(hidden_dim, feedforward_dim, dropout)
-
-    def forward(self, content: Tensor, tokens: _Tokens, reference_points: Tensor) -> Tensor:
-        attended = self.self_attn(
-            content + tokens.position,
-            reference_points,
-            content,
-            tokens.sizes_per_level,
-            tokens.padding_mask,
-        )
-        return self.feedforward(self.norm(self.dropout(attended).add_(content)))
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention of the queries, deformable attention into the memory, feed-forward."""
-
-    def __init__(
-        self, *, hidden_dim, num_levels, num_heads, num_points, feedforward_dim, dropout
-    ) -> None:
-        super().__init__()
-        self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout, batch_first=True)
-        self.self_dropout = nn.Dropout(dropout)
-        self.self_norm = nn.LayerNorm(hidden_dim)
-        self.cross_attn = MSDeformAttention(hidden_dim, num_levels, num_heads, num_points)
-        self.cross_dropout = nn.Dropout(dropout)
-        self.cross_norm = nn.LayerNorm(hidden_dim)
-        self.feedforward = FeedForward(hidden_dim, feedforward_dim, dropout)
-        nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
-
-    def forward(
-        self,
-        content: Tensor,
-        query_pos: Tensor,
-        reference_points: Tensor,
-        memory: Tensor,
-        tokens: _Tokens,
-    ) -> Tensor:
-        located = content + query_pos
-        attended, _ = self.self_attn(located, located, content, need_weights=False)
-        content = self.self_norm(content + self.self_dropout(attended))
-        attended = self.cross_attn(
-            content + query_pos,
-            reference_points,
-            memory,
-            tokens.sizes_per_level,
-            tokens.padding_mask,
-        )
-        content = self.cross_norm(content + self.cross_dropout(attended))
-        return self.feedforward(content)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a residual connection and post-norm."""
-
-    def __init__(self, hidden_dim: int, feedforward_dim: int, dropout: float):
-        super().__init__()
-        self.linear1 = nn.Linear(hidden_dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(hidden_dim)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # In place, as no derivative needs what is overwritten.
-        inner = self.dropout(F.relu_(self.linear1(x)))
-        return self.norm(self.dropout(self.linear2(inner)).add_(x))
-
-
-def _flatten(levels: list[Tensor]) -> Tensor:
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, S, C)
-
-
-def _resize_padding_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(padding_mask[:, None].float(), size=size).bool()[:, 0]
-
-
-def _valid_ratio(padding_mask: Tensor) -> Tensor:
-    """Valid divided by padded extent of ``(B, h, w)``, as ``(B, 2)`` in the order (x, y)."""
-    valid = (~padding_mask).float()
-    return torch.stack([valid[:, 0].mean(dim=1), valid[:, :, 0].mean(dim=1)], dim=-1)
-
-
-def _token_reference_points(tokens: _Tokens) -> Tensor:
-    """Every token's own cell centre as a fraction of each level: ``(B, S, levels, 2)``.
-
-    The centre is first made relative to the valid extent of the token's level; multiplying by a
-    level's valid ratio then gives the same spot of the image in that level's padded extent.
-    """
-    centres = []
-    for level, (height, width) in enumerate(tokens.sizes_per_level):
-        y, x = torch.meshgrid(
-            torch.arange(height, device=tokens.content.device, dtype=torch.float32) + 0.5,
-            torch.arange(width, device=tokens.content.device, dtype=torch.float32) + 0.5,
-            indexing="ij",
-        )
-        cells = torch.stack([x / width, y / height], dim=-1).flatten(0, 1)  # (h * w, 2)
-        centres.append(cells / tokens.valid_ratios[:, None, level])
-    return torch.cat(centres, dim=1)[:, :, None] * tokens.valid_ratios[:, None]
 
 
 def _check_width(hidden_dim: int, num_heads: int) -> None:

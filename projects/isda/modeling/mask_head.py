@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from isda.modeling.ellipse import EllipseHead, ellipse_channels, ellipse_kernels
 from isda.modeling.initialization import prior_bias
 from isda.modeling.position_encoding import inverse_sigmoid
 
@@ -20,11 +21,20 @@ _COARSEST_STRIDE = 32
 class InstanceHead(nn.Module):
     """Class logits and mask kernels of queries; one module serves all decoder layers."""
 
-    def __init__(self, *, hidden_dim: int, num_classes: int, mask_dim: int, position: bool):
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        num_classes: int,
+        mask_dim: int,
+        position: bool,
+        ellipse: bool = False,
+    ):
         """
         Args:
-            mask_dim: numbers in a kernel, the position included.
+            mask_dim: numbers in a kernel, the position included, the ellipse not.
             position: KP of the paper: the last two numbers are the query's reference point.
+            ellipse: five more numbers draw an ellipse around the query's box.
         """
         super().__init__()
         if num_classes <= 0:
@@ -39,20 +49,28 @@ class InstanceHead(nn.Module):
             nn.Linear(hidden_dim, mask_dim - 2 if position else mask_dim),
         )
         nn.init.constant_(self.classes.bias, prior_bias())
+        self.ellipse = EllipseHead(hidden_dim) if ellipse else None
 
-    def forward(self, states: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, states: Tensor, reference_points: Tensor, boxes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             states: ``(..., N, C)``.
             reference_points: ``(..., N, 2)`` as (x, y) in [0, 1] of the valid extent.
+            boxes: ``(..., N, 4)`` as (centre x, centre y, width, height), for ellipses.
 
         Returns:
-            Class logits ``(..., N, K)`` and kernels ``(..., N, mask_dim)``.
+            Class logits ``(..., N, K)`` and kernels ``(..., N, mask_dim)``; with ellipses
+            ``(..., N, mask_dim + 5)`` in float32.
         """
         kernels = self.kernels(states)
         if self.position:
             points = inverse_sigmoid(reference_points).to(kernels.dtype)
             kernels = torch.cat([kernels, points.expand(*kernels.shape[:-1], 2)], dim=-1)
+        if self.ellipse:
+            ellipses = ellipse_kernels(*self.ellipse(states, boxes))
+            kernels = torch.cat([kernels.to(ellipses.dtype), ellipses], dim=-1)
         return self.classes(states), kernels
 
 
@@ -67,6 +85,8 @@ class MaskFeatureHead(nn.Module):
         mask_dim: int = 256,
         mask_stride: int = 4,
         position: bool = True,
+        feature_stride: int | None = None,
+        ellipse: bool = False,
     ):
         """
         Args:
@@ -76,15 +96,26 @@ class MaskFeatureHead(nn.Module):
             mask_stride: stride of the mask features, 2, 4 or 8. The parameters do not depend on
                 it: levels are summed at stride 4 and resampled.
             position: MP of the paper: two position channels enter with P5.
+            feature_stride: stride of the last convolution, 2, 4 or 8, if it is coarser than that
+                of the masks: finished features are then enlarged, which is cheap and equal to
+                enlarging the masks' logits.
+            ellipse: append the channels in which kernels draw ellipses.
         """
         super().__init__()
-        if mask_stride not in (2, 4, 8):
-            raise ValueError(f"MODEL.ISDA.MASK_STRIDE must be 2, 4 or 8, got {mask_stride}")
+        if mask_stride not in (1, 2, 4, 8):
+            raise ValueError(f"MODEL.ISDA.MASK_STRIDE must be 1, 2, 4 or 8, got {mask_stride}")
+        self.feature_stride = feature_stride or mask_stride
+        if self.feature_stride not in (2, 4, 8) or self.feature_stride < mask_stride:
+            raise ValueError(
+                f"MODEL.ISDA.MASK_FEATURE_STRIDE must be 2, 4 or 8 and not below MASK_STRIDE "
+                f"{mask_stride}, got {self.feature_stride}"
+            )
         for key, width in [("MASK_HEAD_DIM", head_dim), ("MASK_DIM", mask_dim)]:
             if width <= 0 or width % 32:
                 raise ValueError(f"MODEL.ISDA.{key} must be a multiple of 32, got {width}")
         self.mask_stride = mask_stride
         self.position = position
+        self.ellipse = ellipse
         levels = range(4)  # P2..P5
         inputs = [hidden_dim + 2 * (position and level == levels[-1]) for level in levels]
         self.branches = nn.ModuleList(
@@ -100,13 +131,19 @@ class MaskFeatureHead(nn.Module):
             image_sizes: ``(height, width)`` of each image without padding, in pixels.
 
         Returns:
-            ``(B, mask_dim, H / mask_stride, W / mask_stride)``.
+            ``(B, mask_dim, H / mask_stride, W / mask_stride)``; with ellipses
+            ``(B, mask_dim + 5, ...)`` in float32.
         """
         *finer, coarsest = levels
         if self.position:
             coarsest = torch.cat([coarsest, position_channels(coarsest, image_sizes)], dim=1)
         inputs = [*finer, coarsest]
-        return self.output(_resample(self._sum(inputs), _FINEST_STRIDE / self.mask_stride))
+        features = self.output(_resample(self._sum(inputs), _FINEST_STRIDE / self.feature_stride))
+        features = _resample(features, self.feature_stride / self.mask_stride)
+        if not self.ellipse:
+            return features
+        channels = ellipse_channels(features, self.mask_stride, image_sizes)
+        return torch.cat([features.to(channels.dtype), channels], dim=1)
 
     def _sum(self, inputs: Sequence[Tensor]) -> Tensor:
         """All branches together at stride 4.

@@ -10,8 +10,14 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from isda.structures import EmbeddedPrediction, EmbeddedTarget, SetPrediction, SetTarget
-from isda.training.losses import dice_loss, generalized_iou
+from isda.structures import (
+    EmbeddedPrediction,
+    EmbeddedTarget,
+    NoisedQueries,
+    SetPrediction,
+    SetTarget,
+)
+from isda.training.losses import box_distances, dice_loss, generalized_iou
 from isda.training.matching import EmbeddingMatcher, HungarianMatcher, MaskMatcher, Matches
 
 __all__ = ["EmbeddingCriterion", "MaskCriterion", "SetCriterion", "averaged_count"]
@@ -39,12 +45,27 @@ class SetCriterion(nn.Module):
         """
         with torch.autocast(predictions[0].class_logits.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
-            logits = torch.stack([p.class_logits for p in predictions]).float()  # (L, B, N, K)
-            num_pairs = sum(len(m.layers) for m in matches) / len(predictions)
-            count = averaged_count(num_pairs, logits.device)
-            losses = {"loss_cls": self.class_weight * _class_loss(logits, targets, matches)}
-            losses |= self.pair_losses(predictions, targets, matches)
-            return _named({name: loss / count for name, loss in losses.items()})
+            return _named(self.losses(predictions, targets, matches))
+
+    def losses(
+        self,
+        predictions: list,
+        targets: list,
+        matches: list[Matches],
+        counted: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of each layer, ``(L,)`` by name, for given pairs.
+
+        Args:
+            counted: ``(B, N)`` bool, False for queries that are no candidates: they have no class
+                loss. None: all are.
+        """
+        logits = torch.stack([p.class_logits for p in predictions]).float()  # (L, B, N, K)
+        num_pairs = sum(len(m.layers) for m in matches) / len(predictions)
+        count = averaged_count(num_pairs, logits.device)
+        losses = {"loss_cls": self.class_weight * _class_loss(logits, targets, matches, counted)}
+        losses |= self.pair_losses(predictions, targets, matches)
+        return {name: loss / count for name, loss in losses.items()}
 
     def pair_losses(
         self, predictions: list, targets: list, matches: list[Matches]
@@ -58,16 +79,50 @@ class SetCriterion(nn.Module):
 
 
 class MaskCriterion(SetCriterion):
-    """Focal and dice loss (ISDA, arXiv 2202.12251, section 2.4)."""
+    """Focal and dice loss (ISDA, arXiv 2202.12251, section 2.4); L1 and GIoU of boxes, if any."""
 
-    def __init__(self, matcher: MaskMatcher, class_weight: float = 2.0, mask_weight: float = 3.0):
+    def __init__(
+        self,
+        matcher: MaskMatcher,
+        class_weight: float = 2.0,
+        mask_weight: float = 3.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+    ):
         super().__init__(matcher, class_weight)
         self.mask_weight = mask_weight
+        self.box_weight = box_weight
+        self.giou_weight = giou_weight
 
     def pair_losses(
         self, predictions: list[SetPrediction], targets: list[SetTarget], matches: list[Matches]
     ) -> dict[str, Tensor]:
-        return {"loss_mask": self.mask_weight * _mask_loss(predictions, targets, matches)}
+        losses = {}
+        if predictions[0].kernels is not None:
+            losses["loss_mask"] = self.mask_weight * _mask_loss(predictions, targets, matches)
+        if predictions[0].boxes is not None:
+            distance, giou = _box_losses(predictions, targets, matches)
+            losses["loss_bbox"] = self.box_weight * distance
+            losses["loss_giou"] = self.giou_weight * giou
+        return losses
+
+    def proposals(self, prediction: SetPrediction, targets: list[SetTarget]) -> dict[str, Tensor]:
+        """Losses of the tokens that were chosen as queries, matched like a layer's predictions."""
+        losses = self([prediction], targets)
+        return {f"{name}_enc": loss for name, loss in losses.items()}
+
+    def denoising(
+        self, predictions: list[SetPrediction], targets: list[SetTarget], noised: NoisedQueries
+    ) -> dict[str, Tensor]:
+        """Losses of noised queries, each paired with its own ground truth; sums over the layers.
+
+        Args:
+            predictions: of the noised queries alone, one per layer.
+        """
+        matches = [_own_targets(chosen, len(predictions)) for chosen in noised.targets]
+        with torch.autocast(noised.boxes.device.type, enabled=False):
+            losses = self.losses(predictions, targets, matches, noised.targets >= 0)
+        return {f"{name}_dn": loss.sum() for name, loss in losses.items()}
 
 
 class EmbeddingCriterion(SetCriterion):
@@ -166,13 +221,38 @@ def averaged_count(count: float, device: torch.device) -> Tensor:
     return (total / comm.get_world_size()).clamp(min=1)
 
 
-def _class_loss(logits: Tensor, targets: list, matches: list[Matches]) -> Tensor:
+def _own_targets(chosen: Tensor, num_layers: int) -> Matches:
+    """Pairs of queries with the targets that ``(D,)`` names, -1 for none, in every layer."""
+    queries = (chosen >= 0).nonzero()[:, 0]
+    layers = torch.arange(num_layers, device=chosen.device).repeat_interleave(len(queries))
+    return Matches(layers, queries.repeat(num_layers), chosen[queries].repeat(num_layers))
+
+
+def _class_loss(
+    logits: Tensor, targets: list, matches: list[Matches], counted: Tensor | None = None
+) -> Tensor:
     """Focal loss summed over images, queries and classes: ``(L,)``."""
     one_hot = torch.zeros_like(logits)
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
         one_hot[match.layers, image, match.queries, target.classes[match.targets]] = 1
     loss = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2.0)
+    if counted is not None:
+        loss = loss * counted[..., None]
     return loss.sum(dim=(1, 2, 3))
+
+
+def _box_losses(
+    predictions: list[SetPrediction], targets: list[SetTarget], matches: list[Matches]
+) -> tuple[Tensor, Tensor]:
+    """L1 distance and 1 − GIoU summed over matched pairs: ``(L,)`` each."""
+    boxes = torch.stack([p.boxes for p in predictions])  # (L, B, N, 4)
+    distances, gious = boxes.new_zeros(2, len(predictions)).unbind()
+    for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
+        matched = boxes[match.layers, image, match.queries]  # (M, 4)
+        distance, giou = box_distances(matched, target.boxes[match.targets])
+        distances = distances.index_add(0, match.layers, distance)
+        gious = gious.index_add(0, match.layers, 1 - giou)
+    return distances, gious
 
 
 def _mask_loss(
@@ -185,31 +265,35 @@ def _mask_loss(
     # Images without any pair take part too: their zero reaches every parameter.
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
         matched = kernels[match.layers, image, match.queries]  # (M, C)
-        dice = _dice_of_kernels(matched, features[image], target.masks, match.targets)
+        dice = _dice_of_kernels(matched, features[image], target, match.targets)
         loss = loss.index_add(0, match.layers, dice)
     return loss
 
 
-def _dice_of_kernels(kernels: Tensor, features: Tensor, masks: Tensor, targets: Tensor) -> Tensor:
+def _dice_of_kernels(
+    kernels: Tensor, features: Tensor, target: SetTarget, targets: Tensor
+) -> Tensor:
     """``(M,)`` dice losses of M kernels; their masks are recomputed in the backward pass.
 
     A few chunks of masks at a time, so that memory does not grow with the number of instances.
     """
-    height, width = masks.shape[-2:]
-    features = features[:, :height, :width].flatten(1).float()
-    masks = masks.flatten(1)
+    features = target.columns(features).float()
+    masks = target.masks.flatten(1)
     rows = max(_CHUNK_ELEMENTS // max(features.shape[1], 1), 1)
     losses = [
-        checkpoint(_dice_of_chunk, *chunk, features, masks, use_reentrant=False)
+        checkpoint(_dice_of_chunk, *chunk, features, masks, target.weights, use_reentrant=False)
         if len(kernels) > rows
-        else _dice_of_chunk(*chunk, features, masks)
+        else _dice_of_chunk(*chunk, features, masks, target.weights)
         for chunk in zip(kernels.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat(losses)
 
 
-def _dice_of_chunk(kernels: Tensor, targets: Tensor, features: Tensor, masks: Tensor) -> Tensor:
-    return dice_loss((kernels @ features).sigmoid(), F.embedding(targets, masks))
+def _dice_of_chunk(
+    kernels: Tensor, targets: Tensor, features: Tensor, masks: Tensor, weights: Tensor | None
+) -> Tensor:
+    probs = (kernels @ features).sigmoid()
+    return dice_loss(probs, F.embedding(targets, masks), weights=weights)
 
 
 def _named(losses_per_layer: dict[str, Tensor]) -> dict[str, Tensor]:

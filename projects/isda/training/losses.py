@@ -4,21 +4,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["dice_loss", "focal_cost", "generalized_iou", "soft_iou_terms"]
+__all__ = ["box_distances", "dice_loss", "focal_cost", "generalized_iou", "soft_iou_terms"]
 
 
-def dice_loss(probs: Tensor, targets: Tensor, eps: float = 0.002) -> Tensor:
+def dice_loss(
+    probs: Tensor, targets: Tensor, eps: float = 0.002, weights: Tensor | None = None
+) -> Tensor:
     """Dice loss with squared sums (V-Net, arXiv 1606.04797): ``1 − 2Σpg / (Σp² + Σg² + eps)``.
 
     Args:
         probs, targets: ``(M, P)`` in [0, 1].
+        weights: ``(P,)`` of the columns in all sums; None weighs all alike.
 
     Returns:
         ``(M,)``.
     """
+    if weights is not None:  # the root, as each sum is of products of two
+        probs, targets = probs * weights.sqrt(), targets * weights.sqrt()
     overlap = (probs * targets).sum(dim=1)
     total = probs.square().sum(dim=1) + targets.square().sum(dim=1)
     return 1 - 2 * overlap / (total + eps)
+
+
+def box_distances(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 distance and generalised IoU of boxes, elementwise with broadcasting.
+
+    Args:
+        boxes, others: ``(..., 4)`` as (centre x, centre y, width, height).
+    """
+    corners = [
+        torch.cat([b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2], dim=-1)
+        for b in (boxes, others)
+    ]
+    return (boxes - others).abs().sum(dim=-1), generalized_iou(*corners)
 
 
 def focal_cost(
@@ -65,7 +83,9 @@ def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
     return intersection / (union + eps) - (enclosing - union) / (enclosing + eps)
 
 
-def soft_iou_terms(kernels: Tensor, features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def soft_iou_terms(
+    kernels: Tensor, features: Tensor, masks: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sums that make up the soft IoU between predicted and given masks over some pixels.
 
     The sums over several sets of pixels add up to those over their union, so a caller chooses
@@ -75,9 +95,12 @@ def soft_iou_terms(kernels: Tensor, features: Tensor, masks: Tensor) -> tuple[Te
         kernels: ``(Q, C)``.
         features: ``(C, P)``; the logits are ``kernels @ features``.
         masks: ``(G, P)`` in [0, 1].
+        weights: ``(P,)`` of the pixels in all sums; None weighs all alike.
 
     Returns:
         Intersections Σ m·g ``(Q, G)`` and predicted areas Σ m ``(Q, 1)``.
     """
     probs = (kernels @ features).sigmoid_()
+    if weights is not None:
+        probs *= weights
     return F.linear(probs, masks), torch.sum(probs, dim=1, keepdim=True)

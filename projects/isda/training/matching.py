@@ -9,7 +9,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isda.structures import EmbeddedPrediction, EmbeddedTarget, SetPrediction, SetTarget
-from isda.training.losses import focal_cost, generalized_iou, soft_iou_terms
+from isda.training.losses import (
+    box_distances,
+    focal_cost,
+    generalized_iou,
+    soft_iou_terms,
+)
 
 __all__ = ["EmbeddingMatcher", "HungarianMatcher", "MaskMatcher", "Matches", "assign"]
 
@@ -58,18 +63,36 @@ class HungarianMatcher:
 
 
 class MaskMatcher(HungarianMatcher):
-    """Focal class cost and soft IoU of masks (ISDA, arXiv 2202.12251, section 2.4)."""
+    """Focal class cost and soft IoU of masks (ISDA, arXiv 2202.12251, section 2.4).
 
-    def __init__(self, class_cost: float = 2.0, mask_cost: float = 3.0):
+    Where predictions have boxes, also their L1 distance and generalised IoU (DETR, 2005.12872).
+    """
+
+    def __init__(
+        self,
+        class_cost: float = 2.0,
+        mask_cost: float = 3.0,
+        box_cost: float = 5.0,
+        giou_cost: float = 2.0,
+    ):
         self.class_cost = class_cost
         self.mask_cost = mask_cost
+        self.box_cost = box_cost
+        self.giou_cost = giou_cost
 
     def cost(self, predictions: list[SetPrediction], target: SetTarget, image: int) -> Tensor:
         logits = torch.stack([p.class_logits[image] for p in predictions]).float()
         class_cost = focal_cost(logits)[..., target.classes]
-        kernels = torch.stack([p.kernels[image] for p in predictions]).float()
-        iou = _soft_iou(kernels.flatten(0, 1), predictions[0].mask_features[image], target.masks)
-        return self.class_cost * class_cost + self.mask_cost * (1 - iou.view_as(class_cost))
+        cost = self.class_cost * class_cost
+        if predictions[0].kernels is not None:
+            kernels = torch.stack([p.kernels[image] for p in predictions]).float()
+            iou = _soft_iou(kernels.flatten(0, 1), predictions[0].mask_features[image], target)
+            cost = cost + self.mask_cost * (1 - iou.view_as(class_cost))
+        if predictions[0].boxes is not None:
+            boxes = torch.stack([p.boxes[image] for p in predictions])  # (L, N, 4)
+            distance, giou = box_distances(boxes[:, :, None], target.boxes)
+            cost = cost + self.box_cost * distance + self.giou_cost * (1 - giou)
+        return cost
 
 
 class EmbeddingMatcher(HungarianMatcher):
@@ -127,19 +150,23 @@ def _match_layers(cost: np.ndarray, device: torch.device) -> Matches:
     return Matches(*rows.to(device))
 
 
-def _soft_iou(kernels: Tensor, features: Tensor, masks: Tensor) -> Tensor:
+def _soft_iou(kernels: Tensor, features: Tensor, target: SetTarget) -> Tensor:
     """``(Q, G)`` IoU of soft masks, in chunks of pixels: no Q×h×w tensor ever exists whole."""
-    num_masks, height, width = masks.shape
+    num_masks = len(target.masks)
     if num_masks == 0:
         return kernels.new_zeros(len(kernels), 0)
-    features = features[:, :height, :width].flatten(1)
-    masks = masks.flatten(1)
+    features, masks, weights = target.columns(features), target.masks.flatten(1), target.weights
     pixels = max(_CHUNK_ELEMENTS // max(len(kernels), 1), 1)
     overlap, area = kernels.new_zeros(len(kernels), num_masks), kernels.new_zeros(len(kernels), 1)
-    for some_features, some_masks in zip(
-        features.split(pixels, dim=1), masks.split(pixels, dim=1), strict=True
-    ):
-        chunk_overlap, chunk_area = soft_iou_terms(kernels, some_features.float(), some_masks)
+    for start in range(0, masks.shape[1], pixels):
+        chunk = slice(start, start + pixels)
+        chunk_overlap, chunk_area = soft_iou_terms(
+            kernels,
+            features[:, chunk].float(),
+            masks[:, chunk],
+            None if weights is None else weights[chunk],
+        )
         overlap += chunk_overlap
         area += chunk_area
-    return overlap / (area + masks.sum(dim=1) - overlap + 1e-6)
+    true_area = masks.sum(dim=1) if weights is None else masks @ weights  # (G,)
+    return overlap / (area + true_area - overlap + 1e-6)

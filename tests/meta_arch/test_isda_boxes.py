@@ -1,0 +1,208 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+LAYERS = ("", "_0")
+TERMS = ("loss_cls", "loss_mask", "loss_bbox", "loss_giou")
+PROPOSALS = ("loss_cls_enc", "loss_bbox_enc", "loss_giou_enc")
+
+
+def backward(model, batched_inputs):
+    """Losses of one training step, which must all be finite and leave finite gradients."""
+    losses = model(batched_inputs)
+    assert all(loss.isfinite() for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+    return losses
+
+
+def without_gradient(model):
+    return {n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "num_classes", "points"),
+    [
+        ([(96, 128), (128, 96)], (3, 2), 3, 0),
+        ([(96, 128)], (3,), 1, 500),
+        ([(97, 131), (65, 99)], (3, 2), 3, 500),
+        ([(7, 200), (131, 1)], (3, 2), 3, 0),
+        ([(96, 128), (128, 96)], (0, 2), 3, 500),
+        ([(96, 128), (96, 128)], (500, 1), 3, 500),
+    ],
+)
+def test_training_reaches_every_parameter(
+    tiny_isda_boxes, confident, random_input, sizes, counts, num_classes, points
+):
+    model = confident(tiny_isda_boxes(num_classes=num_classes, num_mask_points=points))
+    inputs = [
+        random_input(*size, count, num_classes, seed)
+        for seed, (size, count) in enumerate(zip(sizes, counts, strict=True))
+    ]
+    losses = backward(model, inputs)
+    names = {f"{term}{layer}" for term in TERMS for layer in LAYERS}
+    assert set(losses) == names | set(PROPOSALS) | {f"{term}_dn" for term in TERMS}
+    assert all(loss > 0 for loss in losses.values())
+    assert without_gradient(model) <= {"denoising.labels.weight"}  # labels that nobody had
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"refine": False},
+        {"selection": False},
+        {"ellipse": False},
+        {"num_noised": 0},
+        {"refine": False, "selection": False, "ellipse": False, "num_noised": 0},
+        {"mask_stride": 1},
+        {"mask_stride": 4},
+    ],
+)
+def test_every_part_can_be_switched_off(tiny_isda_boxes, confident, random_input, switches):
+    model = confident(tiny_isda_boxes(**switches))
+    losses = backward(model, [random_input(97, 131)])
+    assert without_gradient(model) <= {"denoising.labels.weight"}
+    assert ("loss_cls_enc" in losses) == switches.get("selection", True)
+    assert ("loss_cls_dn" in losses) == (switches.get("num_noised", 1) > 0)
+    (output,) = model.eval()([random_input(97, 131)])
+    assert output["instances"].pred_masks.shape[1:] == (97, 131)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_training_without_any_instance(tiny_isda_boxes, confident, random_input, batch):
+    model = confident(tiny_isda_boxes())
+    losses = backward(model, [random_input(96, 128, num_instances=0)] * batch)
+    for name, loss in losses.items():
+        if not name.startswith("loss_cls") or name.endswith("_dn"):
+            assert loss == 0, name
+    assert losses["loss_cls"] > 0
+
+
+def test_noised_queries_vanish_at_inference(tiny_isda_boxes, confident, random_input):
+    x = random_input(96, 128)
+    model = confident(tiny_isda_boxes()).eval()
+    without = confident(tiny_isda_boxes(num_noised=0)).eval()
+    state = {n: p for n, p in model.state_dict().items() if not n.startswith("denoising.")}
+    without.load_state_dict(state)
+    for one, two in zip(*(m.predict(m.preprocess([x])) for m in (model, without)), strict=True):
+        assert torch.equal(one.class_logits, two.class_logits)
+        assert torch.equal(one.kernels, two.kernels)
+        assert torch.equal(one.boxes, two.boxes)
+
+
+def test_noised_queries_do_not_change_the_real_ones(tiny_isda_boxes, confident, random_input):
+    x = random_input(96, 128)
+    model = confident(tiny_isda_boxes())
+    without = copy.deepcopy(model)
+    without.denoising = None
+    losses, expected = model([x]), without([x])
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+def test_groups_do_not_see_each_other(tiny_isda_boxes, confident, random_input):
+    """Another content of one noised query changes its own group's states, and no others."""
+    model = confident(tiny_isda_boxes(num_noised=9))
+    x = random_input(96, 128, num_instances=3)
+    images, targets = model.preprocess([x]), model.targets([x])
+    torch.manual_seed(0)
+    noised = model.denoising(targets, 10)
+
+    def states(content):
+        changed = copy.copy(noised)
+        changed.content = content
+        with torch.no_grad():
+            return model._decode(images, lambda _: changed)[1].states[-1, 0]
+
+    other = noised.content.clone()
+    other[0, 4] += 1  # in the second of three groups
+    changed = (states(noised.content) != states(other)).any(dim=1)
+    assert changed.tolist() == [False] * 3 + [True] * 3 + [False] * 3 + [False] * 10
+
+
+def test_gradient_checkpointing_in_the_whole_model(tiny_isda_boxes, random_input):
+    results = []
+    for checkpointing in (False, True):
+        model = tiny_isda_boxes(gradient_checkpointing=checkpointing)
+        torch.manual_seed(0)
+        losses = backward(model, [random_input(96, 128)])
+        results.append([*losses.values(), *(p.grad for p in model.parameters())])
+    for plain, checkpointed in zip(*results, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_bfloat16_autocast(tiny_isda_boxes, confident, random_input):
+    """Noise is drawn alike; the choice of tokens is not differentiable, so it is left out."""
+    inputs = [random_input(96, 128), random_input(65, 99, seed=1)]
+    build = {"selection": False, "num_mask_points": 0}
+    torch.manual_seed(0)
+    exact = confident(tiny_isda_boxes(**build))(inputs)
+    model = confident(tiny_isda_boxes(**build))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(inputs)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_batch_equals_single_images(tiny_isda_boxes, confident, random_input):
+    model = confident(tiny_isda_boxes()).eval()
+    inputs = [random_input(96, 128, seed=seed) for seed in range(2)]
+    together = model(inputs)
+    for x, output in zip(inputs, together, strict=True):
+        (alone,) = model([x])
+        assert len(alone["instances"]) > 0
+        torch.testing.assert_close(alone["instances"].scores, output["instances"].scores)
+        assert torch.equal(alone["instances"].pred_masks, output["instances"].pred_masks)
+
+
+def test_boxes_are_relative_to_the_valid_extent(tiny_isda_boxes, confident, random_input):
+    """Padding moves neither the ellipses nor the boxes that a token starts from."""
+    model = confident(tiny_isda_boxes()).eval()
+    x, larger = random_input(96, 128), random_input(128, 192)
+    images = model.preprocess([x, larger])
+    (prediction,) = model.predict(images)
+    channels = prediction.mask_features[:, -5:]
+    for image, (height, width) in enumerate(images.image_sizes):
+        rows, columns = height // 2, width // 2
+        valid = channels[image, :, :rows, :columns]
+        assert valid[2, 0, 0].item() == pytest.approx(1 / width - 0.5)
+        assert valid[2, 0, -1].item() == pytest.approx(0.5 - 1 / width)
+        assert valid[3, -1, 0].item() == pytest.approx(0.5 - 1 / height)
+
+
+def test_layers_refine_the_boxes_of_the_layer_before(tiny_isda_boxes, confident, random_input):
+    model = confident(tiny_isda_boxes(num_noised=0))
+    x = random_input(96, 128)
+    _, decoded = model._decode(model.preprocess([x]))
+    first, second = decoded.boxes
+    torch.testing.assert_close(decoded.references, decoded.proposals.boxes)
+    shift = model.transformer.reference_boxes.head.layers(decoded.states[1])
+    torch.testing.assert_close(second, (torch.logit(first.detach()) + shift).sigmoid())
+
+
+@pytest.mark.slow
+def test_training_learns_one_image(tiny_isda_boxes, random_input):
+    model, x = tiny_isda_boxes(), random_input(64, 64, num_instances=2)
+    x["image"][:] = 60
+    for mask, colour in zip(x["instances"].gt_masks.tensor, (150, 250), strict=True):
+        x["image"][:, mask] = colour
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    torch.manual_seed(0)
+    for step in range(60):
+        losses = model([x])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step == 0:
+            first = {name: loss.item() for name, loss in losses.items()}
+    for name in ("loss_cls", "loss_mask", "loss_bbox", "loss_giou"):
+        assert losses[name].item() < 0.5 * first[name], name
