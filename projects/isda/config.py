@@ -92,6 +92,9 @@ def _add_isda_boxes(cfg: CN) -> None:
     # Stride of the last convolution of the mask features, if coarser than MASK_STRIDE: they are
     # then enlarged bilinearly. 0: MASK_STRIDE.
     cfg.MODEL.ISDA.MASK_FEATURE_STRIDE = 0
+    # Every so many-th encoder layer, counted back from the last, updates the tokens of the finest
+    # level, three quarters of all; the others leave them alone.
+    cfg.MODEL.ISDA.ENCODER_FINEST_EVERY = 1
     # Cells per image at which masks are matched and learned, drawn anew in every step; 0: all.
     cfg.MODEL.ISDA.MASK_POINTS = 0
 

@@ -28,7 +28,9 @@ class SetPrediction:
 
     class_logits: Tensor  # (B, N, K)
     kernels: Tensor | None  # (B, N, C); None for proposals, which have boxes only
-    mask_features: Tensor | None  # (B, C, h, w), at the mask stride; shared by all layers
+    # (B, C, h, w), at the mask stride; shared by all layers. For a criterion, of each image the
+    # cells that count, (C, P), will do: SetTarget.columns.
+    mask_features: Tensor | list[Tensor] | None
     # (B, N, 4) as (centre x, centre y, width, height) relative to the image's valid extent,
     # float32; None in the paper's form.
     boxes: Tensor | None = None
@@ -60,7 +62,13 @@ class SetTarget:
     weights: Tensor | None = None  # (P,) float32
 
     def columns(self, mask_features: Tensor) -> Tensor:
-        """The mask features ``(C, h, w)`` of one image at the cells that count: ``(C, P)``."""
+        """The mask features of one image at the cells that count: ``(C, P)``.
+
+        Args:
+            mask_features: ``(C, h, w)``, or ``(C, P)``, which is the result itself.
+        """
+        if mask_features.dim() == 2:
+            return mask_features
         if self.cells is None:
             height, width = self.masks.shape[-2:]
             return mask_features[:, :height, :width].flatten(1)

@@ -238,6 +238,24 @@ def test_encoder_layer_against_another_formulation():
     torch.testing.assert_close(layer(x, tokens, points), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("layers", "every", "all_tokens"),
+    [(4, 1, [1, 1, 1, 1]), (4, 2, [0, 1, 0, 1]), (4, 3, [1, 0, 0, 1]), (2, 9, [0, 1])],
+)
+def test_layers_that_leave_the_finest_level_alone(layers, every, all_tokens):
+    """They give the coarser tokens what a whole layer gives them, and keep the others."""
+    transformer = tiny_transformer(encoder_layers=layers, finest_every=every)
+    tokens = tokens_of(transformer)
+    points, finest = tokens.per_level(tokens.centres()), 16 * 24
+    expected = tokens.content
+    for layer, whole in zip(transformer.encoder, all_tokens, strict=True):
+        updated = layer(expected, tokens, points)
+        if not whole:
+            updated[:, :finest] = expected[:, :finest]
+        expected = updated
+    torch.testing.assert_close(transformer._encode(tokens), expected)
+
+
 def test_decoder_layer_against_another_formulation():
     transformer = tiny_transformer()
     tokens = in_float64(tokens_of(transformer))

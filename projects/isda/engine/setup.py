@@ -311,6 +311,7 @@ _ISDA_REQUIREMENTS = {
     ),
     "MASK_STRIDE": _one_of(1, 2, 4, 8),
     "MASK_FEATURE_STRIDE": _one_of(0, 2, 4, 8),
+    "ENCODER_FINEST_EVERY": _at_least(1),
     "MASK_POINTS": _at_least(0),
     "DENOISING_QUERIES": _at_least(0),
     "BOX_WEIGHT": _at_least(0),

@@ -1,6 +1,7 @@
 """ISDA: position-aware instance segmentation with deformable attention (arXiv 2202.12251)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -118,6 +119,9 @@ class ISDA(SetPredictor):
         targets = self.targets(batched_inputs)
         noised = None if self.denoising is None else partial(self.denoising, targets)
         predictions, decoded = self._decode(images, noised)
+        # Once for all that reads them below; many cells of a large map take their time.
+        columns = [t.columns(f) for t, f in zip(targets, predictions[0].mask_features, strict=True)]
+        predictions = [replace(p, mask_features=columns) for p in predictions]
         count = 0 if decoded.noised is None else decoded.noised.boxes.shape[1]
         losses = self.criterion([p.queries(count, None) for p in predictions], targets)
         if decoded.proposals is not None:
@@ -254,6 +258,7 @@ def _build_transformer(isda: CfgNode) -> DeformableTransformer:
         feedforward_dim=isda.FEEDFORWARD_DIM,
         dropout=isda.DROPOUT,
         gradient_checkpointing=isda.GRADIENT_CHECKPOINTING,
+        finest_every=isda.ENCODER_FINEST_EVERY,
         reference_boxes=ReferenceBoxes(isda.HIDDEN_DIM, isda.BOX_REFINEMENT)
         if isda.BOXES
         else None,

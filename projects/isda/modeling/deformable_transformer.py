@@ -76,6 +76,7 @@ class DeformableTransformer(nn.Module):
         feedforward_dim: int = 1024,
         dropout: float = 0.1,
         gradient_checkpointing: bool = False,
+        finest_every: int = 1,
         reference_boxes: ReferenceBoxes | None = None,
         query_selection: QuerySelection | None = None,
     ):
@@ -83,6 +84,9 @@ class DeformableTransformer(nn.Module):
         Args:
             hidden_dim: C. A multiple of ``num_heads`` and of 4 (two axes of sine and cosine).
             gradient_checkpointing: recompute every layer in the backward pass.
+            finest_every: encoder layers from one that updates the finest level's tokens, which are
+                three quarters of all, to the next; the last layer always does (Lite DETR,
+                arXiv 2303.07335). 1 as in the paper.
             reference_boxes: queries look around boxes; None as in the paper: around points.
             query_selection: the first boxes come from the image; None: they are learned.
         """
@@ -93,6 +97,7 @@ class DeformableTransformer(nn.Module):
             NUM_POINTS=num_points,
             DECODER_LAYERS=decoder_layers,
             FEEDFORWARD_DIM=feedforward_dim,
+            ENCODER_FINEST_EVERY=finest_every,
         )
         if encoder_layers < 0:
             raise ValueError(
@@ -102,6 +107,7 @@ class DeformableTransformer(nn.Module):
             raise ValueError(f"MODEL.ISDA.DROPOUT must be in [0, 1), got {dropout}")
         assert query_selection is None or reference_boxes is not None
         self.gradient_checkpointing = gradient_checkpointing
+        self.finest_every = finest_every
         self.reference_boxes = reference_boxes
         self.query_selection = query_selection
         self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
@@ -145,9 +151,12 @@ class DeformableTransformer(nn.Module):
 
     def _encode(self, tokens: Tokens) -> Tensor:
         reference_points = tokens.per_level(tokens.centres())
+        height, width = tokens.sizes_per_level[0]
         memory = tokens.content
-        for layer in self.encoder:
-            memory = self._run(layer, memory, tokens, reference_points)
+        for remaining, layer in zip(reversed(range(len(self.encoder))), self.encoder):
+            first = height * width if remaining % self.finest_every else 0
+            updated = self._run(layer, memory, tokens, reference_points, first)
+            memory = torch.cat([memory[:, :first], updated], dim=1) if first else updated
         return memory
 
     def _learned(self, memory: Tensor) -> _Queries:

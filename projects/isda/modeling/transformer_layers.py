@@ -10,7 +10,7 @@ __all__ = ["DecoderLayer", "EncoderLayer", "FeedForward"]
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention of all tokens, then a feed-forward network; post-norm."""
+    """Deformable attention of tokens to all tokens, then a feed-forward network; post-norm."""
 
     def __init__(
         self, *, hidden_dim, num_levels, num_heads, num_points, feedforward_dim, dropout
@@ -21,11 +21,26 @@ class EncoderLayer(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
         self.feedforward = FeedForward(hidden_dim, feedforward_dim, dropout)
 
-    def forward(self, content: Tensor, tokens: Tokens, reference_points: Tensor) -> Tensor:
+    def forward(
+        self, memory: Tensor, tokens: Tokens, reference_points: Tensor, first: int = 0
+    ) -> Tensor:
+        """
+        Args:
+            memory: ``(B, S, C)``, that every token reads from.
+            reference_points: ``(B, S, levels, 2)``.
+            first: the first of the tokens that are updated; those before it stay as they are.
+
+        Returns:
+            The updated tokens, ``(B, S - first, C)``.
+        """
+        content, position = memory, tokens.position
+        if first:
+            content, position = content[:, first:], position[:, first:]
+            reference_points = reference_points[:, first:]
         attended = self.self_attn(
-            content + tokens.position,
+            content + position,
             reference_points,
-            content,
+            memory,
             tokens.sizes_per_level,
             tokens.padding_mask,
         )
