@@ -11,8 +11,6 @@ accounted for; where one has no place or is missing, nothing is written unless -
 """
 
 import argparse
-import importlib.util
-import pickle
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,62 +26,14 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from isda.engine.setup import load_config, resolve_classes
+from isda.weights_files import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[1]
-WRAPPERS = ("model", "state_dict")
 CLASSIFIERS = ("torchvision", "timm")
 
 
 class ConversionError(ValueError):
     """A file that cannot be converted; the message says why and what to do."""
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save``, alone or below ``model`` or ``state_dict``.
-
-    A file whose name ends in ``.safetensors`` is read as such.
-
-    Raises:
-        ConversionError: there is none.
-    """
-    if not Path(path).is_file():
-        raise ConversionError(f"there is no file {path}")
-    content = _read_safetensors(path) if path.endswith(".safetensors") else _read_pickle(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    tensors = content.values() if isinstance(content, dict) else [None]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise ConversionError(
-            f"{path} holds no state dict, neither alone nor below {' or '.join(WRAPPERS)}"
-        )
-    return content
-
-
-def _read_pickle(path: str) -> Any:
-    # Deformable DETR's authors saved the arguments of their command line along.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ConversionError(
-                f"{path} holds Python objects besides tensors, which are not loaded because they "
-                "could run code; where you trust it, save its state_dict alone into a new file"
-            ) from error
-        except (EOFError, RuntimeError) as error:
-            raise ConversionError(f"{path} is no readable checkpoint: {error}") from error
-
-
-def _read_safetensors(path: str) -> dict[str, Tensor]:
-    if importlib.util.find_spec("safetensors") is None:
-        raise ConversionError(f"reading {path} needs safetensors: pip install safetensors")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ConversionError(f"{path} is no readable checkpoint: {error}") from error
 
 
 def find_source(weights: Mapping[str, Tensor], path: str) -> str:
@@ -176,7 +126,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", help="of the model; default: the R-50 of the source")
     parser.add_argument("--partial", action="store_true", help="write what fits")
-    parser.add_argument("input", help="the foreign checkpoint: .pth, .pt, .bin or .safetensors")
+    parser.add_argument("input", help="the foreign .pth, .pt, .bin, .pkl or .safetensors")
     parser.add_argument("output", help="file to write")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     return parser.parse_args(arguments)
@@ -185,7 +135,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
-        weights = read_weights(args.input)
+        weights = read_state_dict(args.input)
         args.source = args.source or find_source(weights, args.input)
         table = SOURCES[args.source]
         args.config_file = args.config_file or str(ROOT / "configs" / table.config)

@@ -21,7 +21,6 @@ from pathlib import Path
 from isda import model_zoo  # before Detectron2: makes it silent
 
 # isort: split
-import torch
 from detectron2.config import CfgNode
 
 from isda.engine.environment import read_environment
@@ -37,6 +36,7 @@ from isda.model_zoo.publishing import (
     write_weights,
 )
 from isda.visualization import read_metrics
+from isda.weights_files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "isda"
@@ -121,7 +121,7 @@ def records_of(weights: Path) -> list[dict]:
 
 def iteration_of(weights: Path) -> int | None:
     """The iteration that a checkpoint names, if it does."""
-    return torch.load(weights, map_location="cpu", mmap=True, weights_only=True).get("iteration")
+    return read_checkpoint(weights, mmap=True).get("iteration")
 
 
 def metrics_of(weights: Path) -> dict[str, float]:

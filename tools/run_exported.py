@@ -4,6 +4,8 @@
     python tools/run_exported.py model.onnx photo.jpg --output masks
     python tools/run_exported.py model.pt2 photos/*.jpg --confidence-threshold 0.3
 
+An exported model is a program: run those of people whom you trust.
+
 It needs NumPy, Pillow, and ONNX Runtime or PyTorch: this file can be copied into any other project.
 What it finds goes to the console, a line of JSON for each image, and with --output as pictures into
 a folder.
@@ -11,6 +13,8 @@ a folder.
 
 import argparse
 import json
+import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -101,8 +105,17 @@ def _open_onnx(path: Path):
 def _open_program(path: Path):
     import torch
 
+    # Else PyTorch unpickles, and so executes, what it cannot read as tensors alone.
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     extra = {"isda.json": ""}
-    program = torch.export.load(path, extra_files=extra)
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds Python objects besides its graph and tensors, which could run code: "
+            "it was not written by tools/export_model.py"
+        ) from None
     module = program.module()
 
     def run(image: np.ndarray) -> list[np.ndarray]:

@@ -3,10 +3,11 @@
 import logging
 import math
 import os
-import pickle
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlparse
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
@@ -14,17 +15,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from isda.conversion import SOURCES, detect, detectron2_resnet
+from isda.weights_files import WeightsError, local_file, read_checkpoint
 
-__all__ = ["Checkpointer", "WeightsError", "WeightsReport", "report_weights"]
+__all__ = ["Checkpointer", "WeightsError", "WeightsReport", "classes_in", "report_weights"]
 
 logger = logging.getLogger(__name__)
 
 _DICTIONARY = "mask_embedding.components"
 _LISTED = 8  # names of a kind that a message spells out
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used; the message says why and what to do."""
 
 
 class WeightsReport(NamedTuple):
@@ -117,6 +115,7 @@ class Checkpointer(DetectionCheckpointer):
         self.min_matched = min_matched
         self.classes = classes
         self._resuming = False
+        self._source = ""
 
     def save(self, name: str, **extra: Any) -> None:
         """Write ``<name>.pth`` and make it the one that ``--resume`` continues from."""
@@ -165,12 +164,19 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             RuntimeError: a process sees another checkpoint than the main one.
+            WeightsError: the last checkpoint is gone; else as :meth:`load`.
         """
         last = self.get_checkpoint_file() if resume and self.has_checkpoint() else ""
         if len(set(seen := comm.all_gather(last))) > 1:
             raise RuntimeError(
                 f"--resume: the processes see different checkpoints ({', '.join(seen)}): "
                 "OUTPUT_DIR must be a folder that all machines share"
+            )
+        if last and not os.path.isfile(last):
+            raise WeightsError(
+                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} names {last}, which "
+                "is not there: write the name of a checkpoint of this folder into it, or leave "
+                "--resume out"
             )
         # Evaluation resumes no training: there is nothing to continue but the model.
         self._resuming = bool(last) and bool(self.checkpointables)
@@ -180,34 +186,30 @@ class Checkpointer(DetectionCheckpointer):
             self._resuming = False
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's.
+        """As Detectron2's, but whatever a file holds, nothing in it is executed.
 
         Raises:
             WeightsError: there is no such file, it cannot be read, or it holds too few of the
                 model's tensors.
         """
-        if path and "://" not in path and not os.path.isfile(path):
+        if path and "://" not in path and not os.path.exists(path):
             raise WeightsError(
                 f"no weights at {path}: check MODEL.WEIGHTS (empty trains from scratch)"
             )
-        return super().load(path, *args, **kwargs)
+        self._source = path
+        # fvcore's: Detectron2's adds addresses and missing files, which local_file sees to.
+        local = os.fspath(local_file(path)) if path else ""
+        return super(DetectionCheckpointer, self).load(local, *args, **kwargs)
 
-    def _torch_load(self, f: str) -> dict:
-        try:
-            contents = super()._torch_load(f)
-        except pickle.UnpicklingError as error:
-            raise WeightsError(
-                f"{f} holds Python objects besides tensors, which are not loaded because they "
-                "could run code; save its state_dict alone into a new file or, if it is another "
-                f"implementation's, let tools/convert_weights.py read it ({error})"
-            ) from error
-        except (EOFError, RuntimeError) as error:
-            raise WeightsError(
-                f"{f} is no readable checkpoint, perhaps truncated: {error}"
-            ) from error
-        if "model" not in contents and isinstance(contents.get("state_dict"), dict):
-            contents = {"model": contents["state_dict"]}  # as OpenMMLab's and Lightning's are
-        weights = contents.get("model", contents)
+    def _load_file(self, filename: str) -> dict:
+        """In place of Detectron2's, which executes what it finds in a ``.pkl``."""
+        contents = read_checkpoint(self._source)
+        query = parse_qs(urlparse(self._source).query) if "://" in self._source else {}
+        if query.pop("matching_heuristics", None) == ["True"]:
+            contents["matching_heuristics"] = True
+        if query:
+            raise WeightsError(f"{self._source}: after ? only matching_heuristics=True is known")
+        weights = contents["model"]
         if "layer1.0.conv1.weight" in weights and "bn1.weight" in weights:
             return {"model": detectron2_resnet(weights), "matching_heuristics": True}
         return contents
@@ -220,8 +222,23 @@ class Checkpointer(DetectionCheckpointer):
                 self.averaged.n_averaged.fill_(checkpoint["averaged_steps"])
             checkpoint["model"] = training_model
         if not self._resuming:
-            self._compare_classes(checkpoint.get("classes"))
+            self._compare_classes(classes_in(checkpoint))
+        self._require_floats(checkpoint["model"])
         return super()._load_model(checkpoint)
+
+    def _require_floats(self, weights: dict[str, Any]) -> None:
+        """
+        Raises:
+            WeightsError: whole numbers would be taken for floats, as those of quantised models.
+        """
+        floats = {n for n, tensor in self.model.state_dict().items() if tensor.is_floating_point()}
+        whole = [n for n in weights if n in floats and not _is_floating_point(weights[n])]
+        if whole:
+            raise WeightsError(
+                f"{self._source} has whole numbers ({weights[whole[0]].dtype}) for {len(whole)} "
+                f"tensors that are floats in the model, {_listing(whole)}: it may be quantised, "
+                "give the weights that it was made from"
+            )
 
     def _compare_classes(self, theirs: dict[str, list] | None) -> None:
         """Say what becomes of the class layers of weights for other classes."""
@@ -246,6 +263,16 @@ class Checkpointer(DetectionCheckpointer):
         )
         complete = not (report.missing or report.unexpected or report.wrong_shapes)
         logger.log(logging.INFO if complete else logging.WARNING, "Weights: %s", report)
+        weights = self.model.state_dict().items()
+        broken = [name for name, tensor in weights if not tensor.isfinite().all()]
+        if broken:
+            logger.warning(
+                "%s: numbers that are not finite in %d tensors, %s: what the model computes with "
+                "them is of no use",
+                self._source,
+                len(broken),
+                _listing(broken),
+            )
         # Left as initialised, a dictionary would decode another one's embeddings.
         others = [s for s in report.wrong_shapes if s[0].endswith(_DICTIONARY)]
         if others and self.min_matched > 0:
@@ -262,6 +289,24 @@ class Checkpointer(DetectionCheckpointer):
                 f"Only {report.share:.0%} are matched, MODEL.WEIGHTS_MIN_MATCHED asks for "
                 f"{self.min_matched:.0%}. {_remedy(report)}"
             )
+
+
+def classes_in(checkpoint: dict[str, Any]) -> dict[str, list] | None:
+    """``names`` and ``ids`` of the classes, if a checkpoint says them as ours do."""
+    classes = checkpoint.get("classes")
+    if not isinstance(classes, dict):
+        return None
+    names, ids = classes.get("names"), classes.get("ids")
+    lists = isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids)
+    if not lists or not all(isinstance(name, str) for name in names):
+        return None
+    return classes if all(isinstance(number, int) for number in ids) else None
+
+
+def _is_floating_point(weight: torch.Tensor | np.ndarray) -> bool:
+    if isinstance(weight, np.ndarray):
+        return weight.dtype.kind == "f"
+    return weight.is_floating_point()
 
 
 def _remedy(report: WeightsReport) -> str:

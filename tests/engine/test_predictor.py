@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from isda import Predictor, add_isda_config, add_istr_config
+from isda.checkpoint import WeightsError
 from isda.data.errors import ImageError
 from isda.engine.inference import saved_classes
 from isda.engine.prediction import Prediction
@@ -265,13 +266,19 @@ def test_folders_that_are_no_training_are_named(tmp_path, training_folder):
         Predictor("nuclei/isda_tni")
 
 
-def test_a_checkpoint_that_cannot_be_read_says_nothing_of_classes(tmp_path):
+@pytest.mark.parametrize("classes", [None, "circle", {"names": 3}, {"names": [1], "ids": [1]}])
+def test_a_checkpoint_that_says_nothing_of_classes(tmp_path, classes):
     path = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "classes": classes}, path)
     assert saved_classes(str(path)) is None
-    path.write_bytes(b"no checkpoint")
-    assert saved_classes(str(path)) is None
-    torch.save({"model": {}}, path)
-    assert saved_classes(str(path)) is None
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_before_a_model_is_built(tmp_path):
+    with pytest.raises(WeightsError, match="there is no file"):
+        saved_classes(str(tmp_path / "model.pth"))
+    (tmp_path / "model.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="model.pth is a text file: download the file itself"):
+        saved_classes(str(tmp_path / "model.pth"))
 
 
 def test_a_backbones_download_is_spared(tmp_path, monkeypatch):

@@ -61,6 +61,56 @@ def test_wrong_command_lines(opts, message):
         load_config("", opts)
 
 
+@pytest.mark.parametrize(
+    ("bases", "circle"),
+    [
+        (["a.yaml"], "a.yaml → a.yaml"),
+        (["b.yaml", "./a.yaml"], "a.yaml → b.yaml → a.yaml"),
+        ([["good.yaml", "b.yaml"], "c.yaml", "b.yaml"], "b.yaml → c.yaml → b.yaml"),
+    ],
+    ids=["itself", "two", "among others"],
+)
+def test_configs_in_a_circle(bases, circle, tmp_path):
+    write(tmp_path / "good.yaml", {"SEED": 1})
+    for name, base in zip("abc", bases):
+        write(tmp_path / f"{name}.yaml", {"_BASE_": base})
+    with pytest.raises(ConfigError) as error:
+        load_config(str(tmp_path / "a.yaml"))
+    assert f"includes itself by _BASE_ ({circle}): take it out of one" in str(error.value)
+
+
+def test_a_base_that_two_files_share_is_no_circle(tmp_path):
+    write(tmp_path / "common.yaml", {"SEED": 5})
+    for name in ("left", "right"):
+        write(tmp_path / f"{name}.yaml", {"_BASE_": "common.yaml", "VERSION": 2})
+    file = write(tmp_path / "a.yaml", {"_BASE_": ["left.yaml", "right.yaml"]})
+    assert load_config(file).SEED == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"_BASE_": 5}, "does not nest as the others do .*: _BASE_ is a path or a list of paths"),
+        ({"_BASE_": "words.yaml", "SEED": 1}, "holds no keys"),
+        ({"_BASE_": "flat.yaml", "MODEL": {"MASK_ON": True}}, "does not nest as the others do"),
+        ({"_BASE_": "folder"}, "folder cannot be read"),
+    ],
+    ids=str,
+)
+def test_bases_that_do_not_serve(content, message, tmp_path):
+    (tmp_path / "words.yaml").write_text("[1, 2]")
+    write(tmp_path / "flat.yaml", {"MODEL": 3})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "a.yaml", content))
+
+
+def test_a_config_that_is_no_text(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00SEED: 1")
+    with pytest.raises(ConfigError, match="a.yaml is not valid YAML"):
+        load_config(str(tmp_path / "a.yaml"))
+
+
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(ConfigError, match="config file nowhere.yaml does not exist"):
         load_config("nowhere.yaml")

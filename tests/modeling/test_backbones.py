@@ -374,10 +374,10 @@ def test_weights_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"of another network: layer1.0.conv1.weight is \(64, 64"):
         make_torch_backbone("resnet18", WEIGHTS=str(tmp_path / "r50.pth"))
     (tmp_path / "cut.pth").write_bytes((tmp_path / "r50.pth").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cut.pth is no readable weight file"):
+    with pytest.raises(ValueError, match="cut.pth is cut off or damaged"):
         make_torch_backbone("resnet18", WEIGHTS=str(tmp_path / "cut.pth"))
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="list.pth holds no state dict"):
+    with pytest.raises(ValueError, match="list.pth holds a list instead of tensors"):
         make_torch_backbone("resnet18", WEIGHTS=str(tmp_path / "list.pth"))
 
 

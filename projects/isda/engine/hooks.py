@@ -7,11 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from isda.checkpoint import Checkpointer
+from isda.weights_files import read_checkpoint
 
 __all__ = ["BestCheckpointer", "EarlyStopper", "TrainingStopped", "tidy_metrics"]
 
@@ -48,7 +48,7 @@ class BestCheckpointer(HookBase):
     def before_train(self) -> None:
         path = os.path.join(self.checkpointer.save_dir, BEST)
         if self.trainer.start_iter > 0 and os.path.isfile(path):
-            contents = torch.load(path, map_location="cpu", mmap=True)
+            contents = read_checkpoint(path, mmap=True)
             self.best = contents.get("value", -math.inf)
             self.best_iteration = contents.get("iteration", -1)
 

@@ -1,18 +1,17 @@
 """A model with its trained weights and the names of its classes, ready for images."""
 
-import pickle
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from isda.checkpoint import Checkpointer
+from isda.checkpoint import Checkpointer, classes_in
 from isda.data.classes import class_names_of
 from isda.engine.setup import node_with_classes, uses_cuda
+from isda.weights_files import read_checkpoint
 
 __all__ = [
     "Classes",
@@ -50,7 +49,7 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
     data sets. Without a GPU the model goes to the CPU.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        WeightsError: there is no such file, or it cannot be read.
         ValueError: ``MODEL.WEIGHTS`` is empty, or does not hold the whole model.
     """
     cfg = cfg.clone()
@@ -76,17 +75,15 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
 
 
 def saved_classes(weights: str) -> Classes | None:
-    """What a checkpoint says of its classes; None where it says nothing, or cannot be read.
+    """What a checkpoint says of its classes; None where it says nothing.
 
     Args:
         weights: a path, a URL, or ``isda://FILE``.
+
+    Raises:
+        WeightsError: the file is missing, or cannot be read.
     """
-    try:
-        path = PathManager.get_local_path(weights)
-        contents = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        return None  # of another format, or broken: loading it as weights tells what is wrong
-    classes = contents.get("classes") if isinstance(contents, dict) else None
+    classes = classes_in(read_checkpoint(weights, mmap=True))
     return Classes(list(classes["names"]), list(classes["ids"])) if classes else None
 
 

@@ -110,17 +110,48 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
 
 def _read_yaml(config_file: str) -> dict:
     try:
-        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        content = _yaml_reader().load_yaml_with_base(config_file, allow_unsafe=False)
     except FileNotFoundError as error:
         missing = error.filename or config_file
         raise ConfigError(f"config file {missing} does not exist") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        name, reason = error.filename or config_file, error.strerror or error
+        raise ConfigError(f"config file {name} cannot be read ({reason})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {config_file} is not valid YAML: {error}") from error
     except TypeError as error:  # Detectron2 looks for _BASE_ in whatever the file holds
         raise ConfigError(f"config file {config_file} holds no keys") from error
+    except (AssertionError, AttributeError) as error:  # Detectron2's, of what it merges
+        raise ConfigError(
+            f"config file {config_file}, or one that it names by _BASE_, does not nest as the "
+            f"others do ({error}): _BASE_ is a path or a list of paths, and a key that holds keys "
+            "in one file holds keys in all"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"config file {config_file} holds no keys")
     return content
+
+
+def _yaml_reader() -> type[CfgNode]:
+    """Detectron2's reader of a file and those below its ``_BASE_``, which notices a circle."""
+    chain: list[str] = []
+
+    class Reader(CfgNode):
+        @classmethod
+        def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
+            path = os.path.realpath(filename)
+            if path in chain:
+                circle = [os.path.basename(p) for p in (*chain[chain.index(path) :], path)]
+                raise ConfigError(
+                    f"config file {filename} includes itself by _BASE_ ({' → '.join(circle)}): "
+                    "take it out of one of them"
+                )
+            chain.append(path)
+            content = super().load_yaml_with_base(filename, allow_unsafe=False)
+            chain.pop()
+            return content
+
+    return Reader
 
 
 def _flatten(nested: dict, prefix: str = "") -> list[tuple[str, Any]]:
@@ -287,6 +318,7 @@ _REQUIREMENTS = {
     "TEST.PRECISE_BN.ENABLED": (lambda value: not value, "False: this trainer has no precise BN"),
     "DATALOADER.NUM_WORKERS": _at_least(0),
     "MODEL.WEIGHTS_MIN_MATCHED": _SHARE,
+    "MODEL.LOAD_PROPOSALS": (lambda value: not value, "False: proposals in files are not read"),
 }
 _ISDA_REQUIREMENTS = {
     "NUM_CLASSES": _at_least(0),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -120,7 +120,10 @@ class Trainer(DefaultTrainer):
         """The images of ``dataset_name``, one at a time."""
         return _main_process_first(
             lambda: build_detection_test_loader(
-                cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
+                # Not from cfg, whose files of proposals Detectron2 would unpickle.
+                get_detection_dataset_dicts(dataset_name, filter_empty=False),
+                mapper=build_mapper(cfg, is_train=False),
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
         )
 

@@ -144,9 +144,14 @@ def read_archive(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return dict(archive)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DictionaryError(
-            f"{path}: is no readable .npz without pickles, perhaps truncated ({error}): fit a "
-            "dictionary with tools/mask_embedding.py fit"
+            f"{path}: is no readable .npz without pickles, perhaps truncated{_reason(error)}: fit "
+            "a dictionary with tools/mask_embedding.py fit"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What NumPy says, but for its advice to unpickle the file."""
+    return "" if "pickle" in str(error) else f" ({error})"
 
 
 def pairs_of(content: dict, names: str, values: str, kind: type) -> dict:

@@ -1,11 +1,10 @@
 """State dicts of classifiers, also those that hold batch norm folded into convolutions."""
 
 import logging
-import pickle
 
-import torch
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
+
+from isda.weights_files import WeightsError, read_state_dict
 
 __all__ = ["fold_batch_norms", "load_weights"]
 
@@ -21,11 +20,11 @@ def load_weights(net: nn.Module, source: str) -> None:
 
     Args:
         net: changed in place.
-        source: a path or URL of a state dict, or of a dict that holds it as "model" or
-            "state_dict".
+        source: a path or URL of a file of weights, in any of the kinds that
+            :mod:`isda.weights_files` reads.
 
     Raises:
-        ValueError: the file is missing or no state dict, none of its keys fits, or a shape
+        WeightsError: the file is missing or no state dict, none of its keys fits, or a shape
             does not.
     """
     state = _read(source)
@@ -37,12 +36,12 @@ def load_weights(net: nn.Module, source: str) -> None:
         if key in state and state[key].shape != value.shape
     ]
     if wrong:
-        raise ValueError(
+        raise WeightsError(
             f"MODEL.TORCH_BACKBONE.WEIGHTS {source} is of another network: {'; '.join(wrong[:3])}"
         )
     matched = [key for key in own if key in state]
     if not matched:
-        raise ValueError(
+        raise WeightsError(
             f"MODEL.TORCH_BACKBONE.WEIGHTS {source} has no key of this backbone: it has "
             f"{', '.join(list(state)[:3])}, ..., the backbone {', '.join(list(own)[:3])}, ..."
         )
@@ -77,17 +76,7 @@ def fold_batch_norms(net: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _read(source: str) -> dict[str, Tensor]:
-    path = PathManager.get_local_path(source)
-    if not PathManager.isfile(path):
-        raise ValueError(f"MODEL.TORCH_BACKBONE.WEIGHTS: there is no file {source}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"MODEL.TORCH_BACKBONE.WEIGHTS {source} is no readable weight file: {error}"
-        ) from error
-    for key in ("model", "state_dict"):
-        state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"MODEL.TORCH_BACKBONE.WEIGHTS {source} holds no state dict")
-    return state
+        return read_state_dict(source)
+    except WeightsError as error:
+        raise WeightsError(f"MODEL.TORCH_BACKBONE.WEIGHTS: {error}") from error

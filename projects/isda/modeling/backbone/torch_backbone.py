@@ -23,6 +23,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from isda.modeling.backbone.folding import load_weights
 from isda.modeling.backbone.fpn import with_fpn
 from isda.modeling.backbone.layers import convert_norms, freeze_norms, pad_like_tensorflow
+from isda.weights_files import others_read_tensors_only
 
 __all__ = ["TorchBackbone", "build_torch_backbone", "build_torch_fpn_backbone"]
 
@@ -128,7 +129,8 @@ def build_torch_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchBackbone:
             f"MODEL.TORCH_BACKBONE.LIBRARY must be one of {sorted(libraries)}, "
             f"got {options.LIBRARY!r}"
         )
-    net = libraries[options.LIBRARY](options.NAME, pretrained=options.WEIGHTS == "pretrained")
+    with others_read_tensors_only():  # what a download turns out to be
+        net = libraries[options.LIBRARY](options.NAME, pretrained=options.WEIGHTS == "pretrained")
     if options.WEIGHTS not in ("", "pretrained"):
         inner = net.net if isinstance(net, TimmFeatures) else net
         load_weights(inner, options.WEIGHTS)

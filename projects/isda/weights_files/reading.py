@@ -1,0 +1,268 @@
+"""From a path or an address to tensors by name."""
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from isda.weights_files.errors import WeightsError
+from isda.weights_files.kinds import PICKLE, SAFETENSORS, UnknownKindError, kind_of
+from isda.weights_files.pickled_data import (
+    SAFE_NAMES,
+    ForbiddenNameError,
+    load_plain,
+    with_arrays,
+)
+from isda.weights_files.safetensors import SafetensorsError, read_safetensors
+
+__all__ = ["local_file", "others_read_tensors_only", "read_checkpoint", "read_state_dict"]
+
+#: Where checkpoints have their state dict: ours and Detectron2's, OpenMMLab's, pycls', tutorials'.
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
+# Deformable DETR's authors saved the arguments of their command line along.
+_TORCH_SAFE = [argparse.Namespace, *((stand_in, name) for name, stand_in in SAFE_NAMES.items())]
+_AGAIN = "download or copy it again"
+_SAVE = "give a file of torch.save(model.state_dict(), FILE)"
+
+
+def read_checkpoint(source: str | os.PathLike, *, mmap: bool = False) -> dict[str, Any]:
+    """What a file of weights holds, its tensors by name below ``model``.
+
+    No function that the file names is called, whatever its kind.
+
+    Args:
+        source: a path, or an address that iopath understands.
+        mmap: leave the numbers of tensors in the file until they are used, where it can be done.
+
+    Returns:
+        ``model``, and what else the file has. As Detectron2 has it, ``matching_heuristics`` and
+        ``__author__`` say that names are another library's.
+
+    Raises:
+        WeightsError: there is no such file, or it does not hold dense tensors by name.
+    """
+    path = local_file(source)
+    kept = "" if os.fspath(path) == os.fspath(source) else f" (kept as {path}: delete it first)"
+    try:
+        kind = kind_of(path)
+        content = _READERS.get(kind, _read_torch)(path, mmap)
+        return _with_model(content, is_pickle=kind == PICKLE)
+    except UnknownKindError as error:
+        raise WeightsError(f"{source} {error}{kept}") from None
+    except SafetensorsError as error:
+        raise WeightsError(
+            f"{source} is no readable safetensors file, {_printable(str(error))}: {_AGAIN}{kept}"
+        ) from None
+    except OSError as error:
+        raise WeightsError(
+            f"{source} cannot be read ({error.strerror or error}): check the file and its "
+            f"permissions{kept}"
+        ) from error
+    except _ContentError as error:
+        raise WeightsError(f"{source} {_printable(str(error))}{kept}") from None
+
+
+def read_state_dict(source: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a file by name.
+
+    Raises:
+        WeightsError: as :func:`read_checkpoint`.
+    """
+    weights = read_checkpoint(source)["model"]
+    return {n: torch.from_numpy(w) if isinstance(w, np.ndarray) else w for n, w in weights.items()}
+
+
+def local_file(source: str | os.PathLike) -> Path:
+    """The file of a path or address, which is downloaded once.
+
+    Raises:
+        WeightsError: there is none, or it cannot be fetched.
+    """
+    source = os.fspath(source)
+    path = _fetched(source) if "://" in source else Path(source)
+    if path.is_dir():
+        raise WeightsError(f"{source} is a folder: name the file of weights in it")
+    if not path.is_file():
+        raise WeightsError(f"there is no file {source}: check its name and folder")
+    return path
+
+
+def _fetched(address: str) -> Path:
+    try:
+        # Without "?matching_heuristics=True", which is for Detectron2's checkpointer.
+        return Path(PathManager.get_local_path(address.partition("?")[0]))
+    # KeyError and RuntimeError are those of Detectron2's catalogue of models.
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        raise WeightsError(
+            f"{address} cannot be fetched ({error}): check the address, or download the file "
+            "by other means and name it"
+        ) from error
+
+
+@contextmanager
+def others_read_tensors_only() -> Iterator[None]:
+    """Let no library that reads files of weights by ``torch.load`` itself execute them.
+
+    Raises:
+        WeightsError: a file holds more than tensors.
+    """
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"a downloaded file {_diagnosis(error)}") from None
+    finally:
+        del os.environ[names[0]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+class _ContentError(ValueError):
+    """What is wrong with a file's content, without its name."""
+
+
+@contextmanager
+def _diagnosed() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (a pickle is a program: any error may be its own)
+        raise _ContentError(_diagnosis(error)) from None
+
+
+def _read_torch(path: Path, mmap: bool) -> Any:
+    # The older format cannot be mapped, and a name in ".safetensors" has PyTorch expect that.
+    mmap = mmap and path.suffix != ".safetensors" and zipfile.is_zipfile(path)
+    with (
+        open(path, "rb") as file,
+        torch.serialization.safe_globals(_TORCH_SAFE),
+        _diagnosed(),
+    ):
+        # Said, since the environment can change PyTorch's default.
+        content = torch.load(
+            path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap
+        )
+    return with_arrays(content)
+
+
+def _read_pickle(path: Path, mmap: bool) -> Any:
+    with open(path, "rb") as file, _diagnosed():
+        return with_arrays(load_plain(file))
+
+
+def _read_safetensors(path: Path, mmap: bool) -> dict[str, Tensor]:
+    return read_safetensors(path)
+
+
+_READERS = {PICKLE: _read_pickle, SAFETENSORS: _read_safetensors}
+
+
+def _diagnosis(error: Exception) -> str:
+    """What a failure to unpickle says of the file; PyTorch's own text advises to execute it."""
+    text = str(error)
+    named = re.search(r"GLOBAL (\S+)", text)
+    if isinstance(error, ForbiddenNameError):
+        return _objects(text)
+    if isinstance(error, pickle.UnpicklingError) and named:
+        return _objects(named[1])
+    if isinstance(error, pickle.UnpicklingError) and "WeightsUnpickler error: " in text:
+        text = text.partition("WeightsUnpickler error: ")[2]
+    if text.strip().startswith("Unsupported operand"):
+        return (
+            "is damaged, or pickled by another protocol than PyTorch's own: download or copy it "
+            "again, or save it without pickle_protocol"
+        )
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    reason = "" if "weights_only" in reason else f" ({reason.rstrip('.')})" if reason else ""
+    return f"is damaged or cut off, or holds more than tensors{reason}: {_AGAIN}"
+
+
+def _objects(name: str) -> str:
+    return (
+        f"holds Python objects besides tensors ({name}), which are not loaded because they could "
+        "run code: get its state_dict alone, best as .safetensors"
+    )
+
+
+def _with_model(content: Any, *, is_pickle: bool) -> dict[str, Any]:
+    """A checkpoint's content, its state dict below ``model`` and checked."""
+    if not isinstance(content, Mapping):
+        raise _ContentError(f"holds a {_kind(content)} instead of tensors by name: {_SAVE}")
+    content = dict(content)
+    wrapper = next((w for w in WRAPPERS if isinstance(content.get(w), Mapping)), None)
+    if wrapper is None and is_pickle:
+        content = _of_caffe2(content)
+    elif wrapper is None:
+        content = {"model": content}
+    else:
+        content["model"] = content.pop(wrapper)
+    weights = dict(content["model"])
+    weights = {n: np.asarray(w) if isinstance(w, np.generic) else w for n, w in weights.items()}
+    if wrapper == "model" and isinstance(weights.get("state_dict"), Mapping):
+        weights = dict(weights["state_dict"])
+    if wrapper == "model_state":  # of pycls, whose names Detectron2 matches by likeness
+        weights = {n: w for n, w in weights.items() if not str(n).endswith("num_batches_tracked")}
+        content |= {"__author__": "pycls", "matching_heuristics": True}
+    _check_weights(weights, wrapper)
+    if "training_model" in content:  # of ours, with averaged weights
+        _check_weights(content["training_model"], "training_model")
+    return content | {"model": weights}
+
+
+def _of_caffe2(content: dict) -> dict[str, Any]:
+    """What Detectron2 makes of a pickle without its mark: a file of Detectron, its predecessor."""
+    blobs = content["blobs"] if isinstance(content.get("blobs"), Mapping) else content
+    blobs = {n: w for n, w in blobs.items() if not str(n).endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _check_weights(weights: Any, wrapper: str | None) -> None:
+    where = f"below {wrapper} " if wrapper else ""
+    if not isinstance(weights, Mapping) or not weights:
+        raise _ContentError(f"holds no tensors {where}at all: {_SAVE}")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor | np.ndarray):
+            raise _ContentError(
+                f"holds no state dict, neither alone nor below model or state_dict: {name!r} "
+                f"{where}is of type {_kind(tensor)}, not a tensor; {_SAVE}"
+            )
+        if not name.isprintable():
+            raise _ContentError(f"holds a tensor under the name {name!r}, which no model has")
+        if fault := _fault(tensor):
+            raise _ContentError(f"holds {name} as {fault}: save it as a dense tensor of numbers")
+
+
+def _printable(text: str) -> str:
+    """Without characters that steer a terminal: names in a file are its writer's."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _fault(tensor: Tensor | np.ndarray) -> str:
+    """Why a parameter or buffer cannot be filled from a tensor; "" if it can."""
+    if isinstance(tensor, np.ndarray):
+        return "" if tensor.dtype.kind in "biuf" else f"a NumPy array of type {tensor.dtype}"
+    if tensor.is_quantized:
+        return "quantised numbers"
+    if tensor.layout != torch.strided:
+        return "a sparse tensor"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.is_meta:
+        return "a tensor without data, of device meta"
+    if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
+        return f"numbers of type {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
