@@ -161,10 +161,25 @@ def test_kernel_that_does_not_load_is_a_problem(monkeypatch):
     missing = {"cpu": "built but does not load: undefined symbol"}
     report = judged(monkeypatch, missing, {"cpu": {**SERVED, "serving": "torch"}})
     assert (
-        "for CPUs is built but does not load: undefined symbol. Again: ISDA_BUILD=cpu"
-        in (report.problems[0])
+        "for CPUs is built but does not load: undefined symbol. Deformable attention raises there "
+        "until it is built again, ISDA_BUILD=cpu pip install" in report.problems[0]
     )
+    assert "cpu                       raises, see below" in str(report)
     assert "Everything works" not in str(report)
+
+
+def test_broken_kernel_is_found(tmp_path):
+    """A file that is no library, in a copy of the package."""
+    copy = tmp_path / "isda"
+    shutil.copytree(doctor.PACKAGE, copy, ignore=shutil.ignore_patterns("weights", "*.so", "csrc"))
+    (copy / "_msda_cpu.abi3.so").write_bytes(b"no library")
+    code = "from isda import doctor; r = doctor.Report(); doctor.examine_operator(r); print(r)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "The compiled kernel for CPUs is built but does not load: " in found.stdout
+    assert "_msda_cpu.abi3.so: file too short" in found.stdout
 
 
 def test_kernel_that_computes_something_else_is_a_problem(monkeypatch):

@@ -605,18 +605,45 @@ def test_forced_torch_calls_the_pure_operator():
     assert "isda.ms_deform_attn.default" not in calls
 
 
-def test_a_missing_and_a_broken_kernel_are_told_apart(monkeypatch, caplog):
+def test_a_missing_kernel_is_told_of_once_and_a_broken_one_raises(monkeypatch, caplog):
     reasons = {"cpu": "not built (there is no x)", "cuda": "built but does not load: libx.so"}
     monkeypatch.setattr(selection, "load_extensions", lambda: reasons)
     selection.announce.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             selection.announce("cpu")
-            selection.announce("cuda")
+            with pytest.raises(RuntimeError, match="for cuda is built but does not load: libx.so"):
+                selection.announce("cuda")
     selection.announce.cache_clear()
-    first, second = caplog.records
-    assert first.levelno == logging.INFO and "faster kernel is not built" in first.getMessage()
-    assert second.levelno == logging.WARNING and "does not load: libx.so" in second.getMessage()
+    (said,) = caplog.records
+    assert said.levelno == logging.INFO and "faster kernel is not built" in said.getMessage()
+
+
+def test_a_broken_kernel_raises_when_it_is_asked_for(tmp_path):
+    """Not before, and not where it is left out; a file that is no library stands for it."""
+    (tmp_path / "_msda_cpu.abi3.so").write_bytes(b"no library")
+    program = f"""
+        import torch, isda
+        isda.__path__.insert(0, {str(tmp_path)!r})
+        from isda import ops
+        print(ops.backends().missing["cpu"])
+        value, weights = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1, 1)
+        inputs = value, [(1, 1)], None, torch.full((1, 1, 1, 1, 1, 2), 0.5), weights
+        for _ in range(2):
+            try:
+                ops.ms_deform_attn(*inputs)
+            except RuntimeError as error:
+                print(error)
+        with ops.backend("torch"):
+            print(ops.ms_deform_attn(*inputs).item())
+    """
+    found = run_program(program, PYTHONPATH=str(PROJECTS), ISDA_MSDA_BACKEND="")
+    listed, *raised, forced = found.stdout.splitlines()
+    assert listed.startswith("built but does not load: ") and listed.endswith("file too short")
+    assert raised[0] == raised[1]
+    assert f"deformable attention for cpu is {listed}. Build it again" in raised[0]
+    assert "ISDA_MSDA_BACKEND=torch" in raised[0]
+    assert forced == "1.0"
 
 
 def test_the_operator_needs_neither_detectron2_nor_the_models():

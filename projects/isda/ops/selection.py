@@ -21,6 +21,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _NAMES = ("auto", "cuda", "cpu", "torch")
+_ABSENT = "not built"  # how the reason of a missing kernel begins, as opposed to a broken one
 _EXTENSIONS = {"cpu": "isda._msda_cpu", "cuda": "isda._msda_cuda"}
 _forced: str | None = None  # by the context manager; else the environment decides
 
@@ -87,13 +88,21 @@ def pure_requested(device: torch.device) -> bool:
 
 @functools.cache
 def announce(device_type: str) -> None:
-    """Say once that a device is served by PyTorch for want of a compiled kernel, and why."""
+    """Say once that a device is served by PyTorch for want of a compiled kernel, and why.
+
+    Raises:
+        RuntimeError: the kernel is built, but does not load.
+    """
     reason = load_extensions().get(device_type)
     if reason is None:
         return
-    broken = not reason.startswith("not built")
-    logger.log(
-        logging.WARNING if broken else logging.INFO,
+    if not reason.startswith(_ABSENT):
+        raise RuntimeError(
+            f"the compiled kernel of deformable attention for {device_type} is {reason}. Build it "
+            "again (docs/INSTALL.md), or set ISDA_MSDA_BACKEND=torch in the environment to run "
+            "slower without it; `python -m isda.doctor` looks at everything"
+        )
+    logger.info(
         "Deformable attention on %s runs in plain PyTorch; its faster kernel is %s",
         device_type,
         reason,
@@ -124,11 +133,13 @@ def load_extensions() -> dict[str, str]:
     missing = {}
     for name, module in _EXTENSIONS.items():
         if importlib.util.find_spec(module) is None:
-            missing[name] = f"not built (there is no {module}; docs/INSTALL.md has the command)"
+            missing[name] = f"{_ABSENT} (there is no {module}; docs/INSTALL.md has the command)"
             continue
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        # Of whatever a library's first steps may raise. Not raised here, where a process that
+        # needs no kernel, or that is to report this one, would die of it: see announce.
+        except (ImportError, OSError, RuntimeError, SystemError) as error:
             missing[name] = f"built but does not load: {error}"
     if uses_nvrtc():
         del missing["cuda"]
