@@ -1,5 +1,7 @@
+import importlib
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,13 @@ def pytest_configure(config):
     for message, category, module in IGNORED:
         pattern = message.replace(":", ".")  # colons part pytest's fields; this is a regex
         config.addinivalue_line("filterwarnings", f"ignore:{pattern}:{category.__name__}:{module}")
+
+
+@pytest.fixture
+def careful_pycocotools(monkeypatch):
+    """A pycocotools that raises where our checks let through what they should stop."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    importlib.import_module("careful_pycocotools").install(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

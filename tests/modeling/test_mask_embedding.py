@@ -2,6 +2,7 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
@@ -346,13 +347,22 @@ def test_boxes_and_masks_are_pairs():
         crop_masks(BitMasks(torch.zeros(2, 8, 8)), torch.zeros(1, 4), 28)
 
 
-def test_one_pixel_box_and_a_polygon_far_beyond_it():
-    """Drawn at its true distance, such a polygon would take gigabytes."""
-    far = [np.array([0, 0, 1e9, 0, 1e9, 1e9, 0, 1e9])]
+def test_one_pixel_box_and_a_polygon_far_beyond_it(monkeypatch):
+    """What is drawn is closer than that: a stand-in for pycocotools sees how close."""
+    drawn = []
+
+    def draw(polygons, *size):
+        drawn.extend(np.abs(polygons).max(axis=1))
+        return draw_polygons(polygons, *size)
+
+    draw_polygons = mask_util.frPyObjects
+    monkeypatch.setattr(mask_util, "frPyObjects", draw)
+    far = [np.array([0, 0, 2e4, 0, 2e4, 2e4, 0, 2e4])]  # times 28 pixels of the mask
     near = [np.array([0, 0, 1.0, 0, 1, 1, 0, 1])]
     polygons = PolygonMasks([far, near])
     untouched = copy.deepcopy(polygons.polygons)
     masks = crop_masks(polygons, torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 0]]), 28)
     assert masks[0].all() and masks[1].all()
+    assert drawn == [2**18, 280]
     for before, after in zip(untouched, polygons.polygons):
         np.testing.assert_array_equal(before, after)

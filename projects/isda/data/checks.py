@@ -1,7 +1,7 @@
 """Checks of the annotations of COCO data sets before hours of training are spent on them.
 
-Nothing here hands a segmentation to pycocotools before it was looked at: some malformed ones kill
-the process.
+Nothing here hands a segmentation to pycocotools before it was looked at: it crashes on some
+malformed ones.
 """
 
 import logging

@@ -20,8 +20,8 @@ __all__ = [
     "parse_segmentation",
 ]
 
-# Vertices farther than this many image sides outside are no annotation. pycocotools would need
-# memory in proportion, and dies beyond the range of int32.
+# Vertices farther than this many image sides outside are no annotation, and pycocotools, which
+# crashes on some malformed segmentations, does not check them.
 _FAR = 10
 
 
@@ -92,7 +92,7 @@ def _parse_rle(rle: dict, image_size: tuple[int, int]) -> np.ndarray:
     except (TypeError, ValueError, OverflowError) as error:
         raise UnusableSegmentationError("malformed") from error
     _check_size(size, image_size)
-    # pycocotools reads beyond its memory when the runs do not add up to the image.
+    # pycocotools does not check that runs add up, and can crash on malformed ones.
     if runs.ndim != 1 or (runs < 0).any() or runs.sum() != size[0] * size[1]:
         raise UnusableSegmentationError("malformed")
     if runs[1::2].sum() == 0:

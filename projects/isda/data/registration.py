@@ -69,7 +69,7 @@ def register_coco_json(
 
     In the place of Detectron2's ``register_coco_instances``: annotations that nothing can be
     learnt from are left out and counted, in training and in evaluation, and missing ``iscrowd``,
-    ``area`` and ``bbox`` are filled in, where that call lets pycocotools fail or die.
+    ``area`` and ``bbox`` are filled in, where that call lets pycocotools fail or crash.
 
     Args:
         name: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` will call it.

@@ -17,7 +17,7 @@ _SMALLEST_RHO = 0.01
 
 # Bitmaps that are widened to float32 at a time.
 _CHUNK_PIXELS = 1 << 25
-# pycocotools needs memory in proportion to a vertex's distance, and dies beyond int32.
+# Pixels from a box; pycocotools, which draws the polygons, does not check where they lie.
 _FARTHEST = float(1 << 18)
 
 

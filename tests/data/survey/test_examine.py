@@ -151,6 +151,7 @@ FINDINGS = {
 }
 
 
+@pytest.mark.usefixtures("careful_pycocotools")
 @pytest.mark.parametrize("case", FINDINGS)
 def test_what_is_said_of_faulty_annotations(tmp_path, case):
     change, level, message = FINDINGS[case]
