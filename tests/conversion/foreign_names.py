@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -174,6 +175,38 @@ def hugging_face(sizes: Sizes = Sizes()) -> Shapes:
     }
     heads = branches("class_embed", "bbox_embed", sizes, 91, ("layers.0", "layers.1", "layers.2"))
     return below("model.", model) | heads
+
+
+def hugging_face_5(names: Iterable[str], own_resnet: bool = False) -> dict[str, str]:
+    """Names in files of ``save_pretrained`` and, of transformers 5, in a model's state dict."""
+    changes = {".conv_encoder.": ".", "self_attn.out_proj": "self_attn.o_proj"}
+    changes |= {".fc1.": ".mlp.fc1.", ".fc2.": ".mlp.fc2."}
+    renamed = {}
+    for name in names:
+        new = hugging_face_resnet(name) if own_resnet else name
+        for old, now in changes.items():
+            new = new.replace(old, now)
+        renamed[name] = new
+    return renamed
+
+
+def hugging_face_resnet(name: str) -> str:
+    """The name in transformers' ResNet of a tensor of torchvision's; others as they are."""
+    before, mark, rest = name.partition("layer" if re.search(r"layer[1-4]\.", name) else "conv1.")
+    if not mark:
+        before, mark, rest = name.partition("bn1.")
+    if not mark or "layers" in name:
+        return name
+    if mark != "layer":
+        kind = "convolution" if mark == "conv1." else "normalization"
+        return f"{before}embedder.embedder.{kind}.{rest}"
+    stage, block, layer, *last = rest.split(".")
+    if layer == "downsample":
+        place, kind = "shortcut", ("convolution", "normalization")[int(last.pop(0))]
+    else:
+        place = f"layer.{int(layer[-1]) - 1}"
+        kind = "normalization" if layer.startswith("bn") else "convolution"
+    return f"{before}encoder.stages.{int(stage) - 1}.layers.{block}.{place}.{kind}.{last[0]}"
 
 
 def mmdetection_neck(sizes: Sizes) -> Shapes:

@@ -4,7 +4,16 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
-from foreign_names import SMALL, SMALL_OPTIONS, authors, filled, hugging_face, mmdetection
+from foreign_names import (
+    SMALL,
+    SMALL_OPTIONS,
+    authors,
+    filled,
+    hugging_face,
+    hugging_face_5,
+    hugging_face_resnet,
+    mmdetection,
+)
 
 import convert_weights
 from isda.checkpoint import Checkpointer
@@ -53,6 +62,35 @@ def test_scores_are_those_of_the_original(shapes, layout, rows, tmp_path, capsys
     torch.testing.assert_close(
         prediction.class_logits.double(), expected[..., rows], rtol=1e-3, atol=1e-3
     )
+
+
+def test_names_of_transformers_5_are_those_that_differ():
+    """Their number is that of a state dict of version 5.23."""
+    renamed = hugging_face_5(hugging_face())
+    assert sum(old != new for old, new in renamed.items()) == 325
+    assert len(set(renamed.values())) == len(renamed)
+    assert renamed["model.decoder.layers.0.self_attn.out_proj.bias"] == (
+        "model.decoder.layers.0.self_attn.o_proj.bias"
+    )
+
+
+@pytest.mark.parametrize("own_resnet", [False, True], ids=["timm", "own ResNet"])
+@pytest.mark.parametrize("saved_by", ["torch.save", "save_pretrained"])
+def test_names_of_transformers_5(saved_by, own_resnet, tmp_path, capsys):
+    """The converted weights are those of the same file in the names of version 4, in each bit."""
+    weights = filled(hugging_face(SMALL))
+    expected, _ = converted_model(weights, tmp_path, capsys)
+    if saved_by == "torch.save":
+        names = hugging_face_5(weights, own_resnet)
+    else:
+        names = {n: hugging_face_resnet(n) if own_resnet else n for n in weights}
+    model, cfg = converted_model({names[n]: w for n, w in weights.items()}, tmp_path, capsys)
+    assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (10, 8)
+    ours = model.state_dict()
+    fresh = ("mask_feature_head", "instance_head.kernels", "neck.projections.0")
+    for name, weight in expected.state_dict().items():
+        if not name.startswith(fresh):
+            assert torch.equal(ours[name], weight), name
 
 
 def test_settings_that_the_weights_need_are_printed(tmp_path, capsys):

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_backbone
-from foreign_names import Sizes, resnet
+from foreign_names import Sizes, hugging_face_resnet, resnet
 
 import convert_weights
 from isda.checkpoint import Checkpointer, WeightsError
@@ -60,6 +60,29 @@ def test_features_are_those_of_torchvision(name, tmp_path, capsys):
     assert (18 if name == "resnet18" else 50) == cfg.MODEL.RESNETS.DEPTH
     assert cfg.INPUT.FORMAT == "RGB"
     image = torch.rand(1, 3, 64, 96)
+    expected = features(theirs, image)
+    for stage, feature in ours(image).items():
+        torch.testing.assert_close(feature, expected[stage], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["resnet.", ""])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_features_of_hugging_faces_resnet(name, prefix, tmp_path, capsys):
+    theirs = with_random_statistics(torchvision.models.get_model(name))
+    weights = {
+        f"classifier.1.{n[3:]}" if n.startswith("fc.") else prefix + hugging_face_resnet(n): w
+        for n, w in theirs.state_dict().items()
+    }
+    assert f"{prefix}encoder.stages.3.layers.1.layer.0.convolution.weight" in weights
+    assert f"{prefix}embedder.embedder.normalization.running_var" in weights
+    assert convert_file(tmp_path, weights) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("ResNet of Hugging Face transformers: ")
+    ours, converted, cfg = backbone(out, tmp_path)
+    assert set(converted) == {f"backbone.{n}" for n in ours.state_dict()}
+    assert int(name[6:]) == cfg.MODEL.RESNETS.DEPTH
+    image = torch.rand(1, 3, 64, 64)
     expected = features(theirs, image)
     for stage, feature in ours(image).items():
         torch.testing.assert_close(feature, expected[stage], rtol=1e-4, atol=1e-4)

@@ -12,7 +12,12 @@ from typing import Any
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from isda.conversion.resnet import RGB, resnet_rules, resnet_settings
+from isda.conversion.resnet import (
+    RGB,
+    hugging_face_resnet_rules,
+    resnet_rules,
+    resnet_settings,
+)
 from isda.conversion.table import Fresh, Rule, Source, drops, moves, refuses
 
 __all__ = ["AUTHORS", "HUGGING_FACE", "MMDETECTION", "MMDETECTION_RULES", "mmdetection_settings"]
@@ -137,12 +142,25 @@ def _separate(theirs: str, part: int) -> Rule:
     )
 
 
+# "conv_encoder", "fc1" and "out_proj" stand in the files of save_pretrained, of all versions;
+# the models of version 5 have other names, which a state dict saved by torch.save shows.
+_HUGGING_FACE_BACKBONE = r"model\.backbone\.(?:conv_encoder\.)?model\."
+_HUGGING_FACE_MLP = r"(?:mlp\.)?fc(?P<number>[12])"
+
+
+def _hugging_face_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    prefixes = (re.match(_HUGGING_FACE_BACKBONE, name) for name in weights)
+    prefix = next((match[0] for match in prefixes if match), "model.backbone.conv_encoder.model.")
+    return _settings(weights, prefix, "model.input_proj.0.0.bias")
+
+
 HUGGING_FACE = Source(
     title="Deformable DETR of Hugging Face transformers",
     config=CONFIG,
     mark=r"model\.encoder\.layers\.0\.self_attn\.sampling_offsets\.weight",
     rules=(
-        *resnet_rules(r"model\.backbone\.conv_encoder\.model\."),
+        *resnet_rules(_HUGGING_FACE_BACKBONE),
+        *hugging_face_resnet_rules(_HUGGING_FACE_BACKBONE),
         *_input_projections(r"model\.input_proj"),
         moves(r"model\.level_embed", "transformer.level_embed"),
         moves(r"model\.query_position_embeddings\.weight", "transformer.query_embed.weight"),
@@ -153,7 +171,7 @@ HUGGING_FACE = Source(
             {
                 rf"self_attn\.{_DEFORMABLE}": r"self_attn.\g<linear>",
                 "self_attn_layer_norm": "norm",
-                "fc(?P<number>[12])": r"feedforward.linear\g<number>",
+                _HUGGING_FACE_MLP: r"feedforward.linear\g<number>",
                 "final_layer_norm": "feedforward.norm",
             },
         ),
@@ -162,11 +180,11 @@ HUGGING_FACE = Source(
             "decoder",
             r"model\.decoder\.layers",
             {
-                r"self_attn\.out_proj": "self_attn.out_proj",
+                r"self_attn\.o(?:ut)?_proj": "self_attn.out_proj",
                 "self_attn_layer_norm": "self_norm",
                 rf"encoder_attn\.{_DEFORMABLE}": r"cross_attn.\g<linear>",
                 "encoder_attn_layer_norm": "cross_norm",
-                "fc(?P<number>[12])": r"feedforward.linear\g<number>",
+                _HUGGING_FACE_MLP: r"feedforward.linear\g<number>",
                 "final_layer_norm": "feedforward.norm",
             },
         ),
@@ -176,11 +194,7 @@ HUGGING_FACE = Source(
         refuses(r"model\.decoder\.(bbox|class)_embed\..+", _REFINEMENT),
     ),
     fresh=_FRESH,
-    settings=partial(
-        _settings,
-        backbone="model.backbone.conv_encoder.model.",
-        bias="model.input_proj.0.0.bias",
-    ),
+    settings=_hugging_face_settings,
 )
 
 # Versions 2 and 3 of mmdetection: 3 has dissolved the module "transformer".

@@ -1,4 +1,7 @@
-"""ImageNet ResNets in torchvision's names, which timm and most detectors have taken over."""
+"""ImageNet ResNets in torchvision's names, which timm and most detectors have taken over.
+
+Hugging Face transformers has names of its own; they are brought under torchvision's first.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,10 +13,12 @@ from torch import Tensor
 from isda.conversion.table import Fresh, Rule, Source, drops, moves, refuses
 
 __all__ = [
+    "HUGGING_FACE_RESNET",
     "RGB",
     "TIMM",
     "TORCHVISION",
     "detectron2_resnet",
+    "hugging_face_resnet_rules",
     "resnet_rules",
     "resnet_settings",
 ]
@@ -87,13 +92,64 @@ def _folded_rules() -> tuple[Rule, ...]:
     )
 
 
+# Names of Hugging Face's ResNets, and the same in torchvision's.
+_PART = r"(?P<part>convolution\.weight|normalization\.(?:weight|bias|running_mean|running_var))"
+_HUGGING_FACE = (
+    (rf"embedder\.embedder\.{_PART}", ""),
+    (
+        r"encoder\.stages\.(?P<stage>\d)\.layers\.(?P<block>\d+)\."
+        rf"(?:layer\.(?P<conv>\d)|shortcut)\.{_PART}",
+        "layer{stage}.{block}.",
+    ),
+)
+
+
+def hugging_face_resnet_rules(theirs: str = "") -> tuple[Rule, ...]:
+    """Rules from the names of Hugging Face's ResNets to those of Detectron2's.
+
+    Args:
+        theirs: pattern of what stands before their names.
+    """
+
+    def name(match: re.Match) -> str:
+        return _IN_BACKBONE.rule(_torchvision_name(match["resnet"]))[1]
+
+    return (
+        drops(rf"{theirs}.*\.num_batches_tracked", "a counter of training steps"),
+        *(moves(rf"{theirs}(?P<resnet>{pattern})", name) for pattern, _ in _HUGGING_FACE),
+    )
+
+
+def _torchvision_name(name: str) -> str:
+    """The name of a tensor of Hugging Face's ResNets in torchvision's; others as they are."""
+    for pattern, block in _HUGGING_FACE:
+        match = re.fullmatch(rf"(?P<before>(?:.+\.)?){pattern}", name)
+        if match:
+            return f"{match['before']}{_of_layer(match, block)}"
+    return name
+
+
+def _of_layer(match: re.Match, block: str) -> str:
+    groups = match.groupdict()
+    kind, _, tensor = groups["part"].partition(".")
+    is_norm = kind == "normalization"
+    if block and groups["conv"] is None:
+        layer = f"downsample.{int(is_norm)}"
+    else:
+        layer = f"{'bn' if is_norm else 'conv'}{int(groups.get('conv') or 0) + 1}"
+    # Their stages and convolutions are counted from 0.
+    stage = int(groups.get("stage") or 0) + 1
+    return f"{block.format(stage=stage, block=groups.get('block'))}{layer}.{tensor}"
+
+
 def resnet_settings(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
     """Keys of ``MODEL.RESNETS`` with which Detectron2 builds the ResNet of a state dict.
 
     Args:
-        prefix: what stands before torchvision's names.
+        prefix: what stands before torchvision's names, or Hugging Face's.
     """
-    resnet = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    inside = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    resnet = {_torchvision_name(name): weight for name, weight in inside.items()}
     if not {"conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"} <= resnet.keys():
         return {}
     bottleneck = "layer1.0.conv3.weight" in resnet
@@ -144,6 +200,11 @@ def _settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return settings
 
 
+def _hugging_face_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    prefix = "resnet." if any(name.startswith("resnet.") for name in weights) else ""
+    return RGB | resnet_settings(weights, prefix)
+
+
 _CLASSIFIER = drops(r"(fc|classifier)\..+", "ImageNet's classifier")
 _CONFIG = "COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 _FRESH = (
@@ -180,4 +241,17 @@ TIMM = Source(
     settings=_settings,
 )
 
+HUGGING_FACE_RESNET = Source(
+    title="ResNet of Hugging Face transformers",
+    config=_CONFIG,
+    mark=r"(?:resnet\.)?embedder\.embedder\.convolution\.weight",
+    rules=(
+        *hugging_face_resnet_rules(r"(?:resnet\.)?"),
+        drops(r"classifier\..+", "ImageNet's classifier"),
+    ),
+    fresh=_FRESH[-2:],
+    settings=_hugging_face_settings,
+)
+
 _PLAIN = Source("", "", "", (*resnet_rules(ours=""), _CLASSIFIER))
+_IN_BACKBONE = Source("", "", "", resnet_rules())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from isda.conversion.deformable_detr import AUTHORS, HUGGING_FACE, MMDETECTION
 from isda.conversion.isda import PUBLISHED_ISDA
 from isda.conversion.istr import PUBLISHED_ISTR
-from isda.conversion.resnet import TIMM, TORCHVISION
+from isda.conversion.resnet import HUGGING_FACE_RESNET, TIMM, TORCHVISION
 from isda.conversion.table import Source
 
 __all__ = ["SOURCES", "detect"]
@@ -20,6 +20,7 @@ SOURCES: dict[str, Source] = {
     "mmdet-deformable-detr": MMDETECTION,
     "timm": TIMM,
     "torchvision": TORCHVISION,
+    "hf-resnet": HUGGING_FACE_RESNET,
 }
 
 
