@@ -364,6 +364,7 @@ def added_keys() -> set[str]:
 ON = ["SOLVER.EMA.ENABLED", True, "SOLVER.AMP.ENABLED", True, "INPUT.CROP.ENABLED", True]
 READERS = {
     "Base-ISDA.yaml": ON,
+    "Base-ISDA-boxes.yaml": [],
     "Base-ISTR.yaml": [],
     "finetune/isda_mobilenet_v2.yaml": [],
     "COCO-InstanceSegmentation/isda_swin_tiny_42ep.yaml": [],
