@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 class PredictorProbe(nn.Module):
     """Scores are the means of the three channels that arrive, over 255."""
 
+    config_node = "ISDA"
+
     def __init__(self, cfg):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))

@@ -34,6 +34,8 @@ class SquaresProbe(nn.Module):
     ``self.seen`` keeps the shapes and the mean colours of what came.
     """
 
+    config_node = "ISDA"
+
     def __init__(self, cfg):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))

@@ -14,8 +14,8 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
+from isda.engine.architectures import node_with_classes
 from isda.engine.setup import load_config as read_config
-from isda.engine.setup import node_with_classes
 from isda.meta_arch import ISTR
 from isda.model_zoo import get_config_file, is_known
 from isda.modeling.folding import fold_norms
@@ -79,19 +79,15 @@ def load_config(name: str, overrides: list[str]) -> CfgNode:
     else:
         cfg = read_config(str(path), overrides)
     cfg.MODEL.WEIGHTS = ""
-    node = cfg.MODEL[_node(cfg)]
-    node.NUM_CLASSES = node.NUM_CLASSES or CLASSES_OF_COCO
+    if node := node_with_classes(cfg):
+        cfg.MODEL[node].NUM_CLASSES = cfg.MODEL[node].NUM_CLASSES or CLASSES_OF_COCO
     return cfg
 
 
 def num_classes(cfg: CfgNode) -> int:
     """Of the model's instances."""
-    return cfg.MODEL[_node(cfg)].NUM_CLASSES
-
-
-def _node(cfg: CfgNode) -> str:
-    theirs = {"RetinaNet": "RETINANET", "PanopticFPN": "ROI_HEADS"}
-    return theirs.get(cfg.MODEL.META_ARCHITECTURE) or node_with_classes(cfg)
+    node = node_with_classes(cfg)
+    return cfg.MODEL[node].NUM_CLASSES if node else 0
 
 
 def build_for_inference(cfg: CfgNode) -> nn.Module:

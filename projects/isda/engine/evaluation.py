@@ -13,6 +13,8 @@ from detectron2.evaluation import (
     LVISEvaluator,
 )
 
+from isda.engine.architectures import has_masks
+
 __all__ = ["PREDICTIONS", "CheckedCOCOEvaluator", "build_evaluator", "evaluation_folder"]
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     metadata = MetadataCatalog.get(dataset_name)
     # Data sets that a user registers without a type are evaluated as COCO does.
     kind = metadata.get("evaluator_type", "coco")
-    with_masks = cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or cfg.MODEL.MASK_ON
-    tasks = ("bbox", "segm") if with_masks else ("bbox",)
+    tasks = ("bbox", "segm") if has_masks(cfg) else ("bbox",)
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if kind == "coco":
         return CheckedCOCOEvaluator(

@@ -10,7 +10,8 @@ from torch import nn
 
 from isda.checkpoint import Checkpointer, classes_in
 from isda.data.classes import class_names_of
-from isda.engine.setup import node_with_classes, uses_cuda
+from isda.engine.architectures import node_with_classes
+from isda.engine.setup import uses_cuda
 from isda.weights_files import read_checkpoint
 
 __all__ = [
@@ -62,9 +63,9 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
         cfg.MODEL.DEVICE = "cpu"
     classes = saved_classes(cfg.MODEL.WEIGHTS) or _classes_of_datasets(cfg)
-    node = cfg.MODEL[node_with_classes(cfg)]
-    if node.NUM_CLASSES == 0:
-        node.NUM_CLASSES = len(classes.names or ())
+    node = node_with_classes(cfg)
+    if node and cfg.MODEL[node].NUM_CLASSES == 0:
+        cfg.MODEL[node].NUM_CLASSES = len(classes.names or ())
     min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
     if min_matched > 0 and cfg.MODEL.TORCH_BACKBONE.WEIGHTS == "pretrained":
         cfg.MODEL.TORCH_BACKBONE.WEIGHTS = ""  # a download that the weights would overwrite
@@ -98,7 +99,8 @@ def _classes_of_datasets(cfg: CfgNode) -> Classes:
     if known:
         id_map = MetadataCatalog.get(known[0]).get("thing_dataset_id_to_contiguous_id")
         return Classes(class_names_of(known[0]), id_map and sorted(id_map, key=id_map.get))
-    if cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES == 0:
+    node = node_with_classes(cfg)
+    if node and cfg.MODEL[node].NUM_CLASSES == 0:
         raise ValueError(
             f"the number of classes is not known: none of the data sets ({', '.join(names)}) is "
             "registered here; give the config.yaml of the training's OUTPUT_DIR, which states it"

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog
 
 from isda.data.errors import DatasetError
 from isda.data.own_data import OwnData, register_folder
+from isda.engine.architectures import node_with_classes
 
 __all__ = ["use_own_data"]
 
@@ -70,8 +71,8 @@ def _description(path: str, data: OwnData) -> str:
 def _capacity_notes(cfg: CfgNode, data: OwnData, is_training: bool) -> list[str]:
     """Whether the model can find as many instances as the images have."""
     notes = []
-    name = cfg.MODEL.META_ARCHITECTURE
-    queries = cfg.MODEL.get(name, {}).get("NUM_QUERIES")
+    name = node_with_classes(cfg)
+    queries = cfg.MODEL[name].get("NUM_QUERIES") if name else None
     if is_training and queries is not None:
         counts = data.instances["train"]
         notes = _beyond(counts, queries, "trained on", f"MODEL.{name}.NUM_QUERIES")

@@ -18,20 +18,14 @@ from detectron2.utils.logger import setup_logger
 from isda import add_isda_config, add_istr_config
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
+from isda.engine.architectures import architecture, check_trainable, node_with_classes
+from isda.engine.errors import ConfigError
 from isda.engine.own_data import use_own_data
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
 
 logger = logging.getLogger(__name__)
-
-
-# Meta-architecture: the node of its number of classes. Variants of ISDA share its node.
-_NODES = {"ISTR": "ISTR", "GeneralizedRCNN": "ROI_HEADS"}
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key and the remedy."""
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -214,18 +208,13 @@ def resolve_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     Raises:
         DatasetError: a data set is not registered, or has another number of classes.
     """
-    if not dataset_names:
-        return
     key = node_with_classes(cfg)
+    if key is None or not dataset_names:
+        return
     node = cfg.MODEL[key]
     if node.NUM_CLASSES == 0:
         node.NUM_CLASSES = num_classes_of(dataset_names[0])
     check_num_classes(node.NUM_CLASSES, dataset_names, f"MODEL.{key}.NUM_CLASSES")
-
-
-def node_with_classes(cfg: CfgNode) -> str:
-    """Name of the node below ``MODEL`` that holds the meta-architecture's NUM_CLASSES."""
-    return _NODES.get(cfg.MODEL.META_ARCHITECTURE, "ISDA")
 
 
 def _resolve_seed(cfg: CfgNode, resume: bool) -> int:
@@ -388,13 +377,14 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         ConfigError: with the first key that is wrong.
     """
     requirements = dict(_REQUIREMENTS)
-    node = cfg.MODEL.META_ARCHITECTURE
+    node = architecture(cfg)
     of_node = _REQUIREMENTS_PER_NODE.get(node, {})
     requirements |= {f"MODEL.{node}.{key}": value for key, value in of_node.items()}
     values = dict(_flatten(cfg))
     for key, (holds, requirement) in requirements.items():
         if not holds(values[key]):
             raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
+    check_trainable(cfg)
     _check_combinations(cfg, world_size)
 
 
@@ -420,7 +410,7 @@ def _check_isda(node: CfgNode) -> None:
 
 
 def _check_combinations(cfg: CfgNode, world_size: int) -> None:
-    solver, name = cfg.SOLVER, cfg.MODEL.META_ARCHITECTURE
+    solver, name = cfg.SOLVER, architecture(cfg)
     share = world_size * solver.ACCUMULATION
     if solver.IMS_PER_BATCH % share:
         raise ConfigError(

@@ -18,6 +18,7 @@ from torch import nn
 from isda.checkpoint import Checkpointer
 from isda.data.classes import classes_of
 from isda.data.dataset_mapper import build_mapper
+from isda.engine.architectures import has_masks
 from isda.engine.environment import EnvironmentRecorder
 from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_folder
 from isda.engine.hooks import BestCheckpointer, EarlyStopper, TrainingStopped, tidy_metrics
@@ -152,7 +153,8 @@ class Trainer(DefaultTrainer):
             registered.append(hooks.EvalHook(every, self.evaluate))
             if comm.is_main_process():
                 first, several = cfg.DATASETS.TEST[0], len(cfg.DATASETS.TEST) > 1
-                metric = f"{first}/segm/AP" if several else "segm/AP"
+                metric = "segm/AP" if has_masks(cfg) else "bbox/AP"
+                metric = f"{first}/{metric}" if several else metric
                 predictions = os.path.join(evaluation_folder(cfg, first), PREDICTIONS)
                 best = BestCheckpointer(self.checkpointer, every, metric, predictions)
                 registered.append(best)

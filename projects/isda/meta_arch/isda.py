@@ -36,6 +36,8 @@ class ISDA(SetPredictor):
     K classes, C channels, L decoder layers, G ground truths of an image.
     """
 
+    config_node = "ISDA"
+
     @configurable
     def __init__(
         self,

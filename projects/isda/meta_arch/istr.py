@@ -32,6 +32,8 @@ class ISTR(SetPredictor):
     K classes, C channels, G ground truths of an image, d numbers of an embedding of S×S masks.
     """
 
+    config_node = "ISTR"
+
     @configurable
     def __init__(
         self,

@@ -1,0 +1,97 @@
+"""What the engine knows of a meta-architecture: where its classes are, and what it predicts."""
+
+import difflib
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from isda.engine.errors import ConfigError
+
+__all__ = ["architecture", "check_trainable", "has_masks", "node_with_classes"]
+
+_OURS = ("ISDA", "ISTR")
+# Ours, and whoever's, declare the node of their classes by the attribute config_node. These are
+# Detectron2's, which cannot; None for those without a number of instance classes.
+_NODES = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+    "ProposalNetwork": None,
+    "SemanticSegmentor": None,
+    "PanopticDeepLab": None,
+}
+_SEMANTIC = "is trained on semantic segmentation, and the data sets of this project hold instances"
+_REFUSED = {
+    "PanopticFPN": _SEMANTIC,
+    "SemanticSegmentor": _SEMANTIC,
+    "PanopticDeepLab": _SEMANTIC,
+    "ProposalNetwork": "predicts boxes without classes, which no evaluator here can judge",
+    "FCOS": "has no config keys in Detectron2, which builds it in Python only",
+}
+
+
+def architecture(cfg: CfgNode) -> str:
+    """``MODEL.META_ARCHITECTURE`` or, of a variant, the class that it is derived from.
+
+    Raises:
+        ConfigError: no meta-architecture has this name.
+    """
+    bases = _registered(cfg.MODEL.META_ARCHITECTURE).__mro__
+    names = [base.__name__ for base in bases]
+    return next((name for name in names if name in _OURS or name in _NODES), names[0])
+
+
+def _registered(name: str) -> type:
+    if name in META_ARCH_REGISTRY:
+        return META_ARCH_REGISTRY.get(name)
+    _refuse(name, name)
+    known = [known for known, _ in META_ARCH_REGISTRY]
+    similar = difflib.get_close_matches(name, known, n=1) or [", ".join(known[:-1]), known[-1]]
+    raise ConfigError(
+        f"MODEL.META_ARCHITECTURE {name!r} is not registered; did you mean "
+        f"{' or '.join(similar)}? The module of one of your own has to be imported before"
+    )
+
+
+def node_with_classes(cfg: CfgNode) -> str | None:
+    """Name of the node below ``MODEL`` that holds the meta-architecture's NUM_CLASSES.
+
+    A meta-architecture declares it by its attribute ``config_node``; None: it has no such number.
+
+    Raises:
+        ConfigError: it declares nothing, or is not registered.
+    """
+    known = architecture(cfg)
+    name = cfg.MODEL.META_ARCHITECTURE
+    node = getattr(_registered(name), "config_node", _NODES.get(known, ""))
+    if node is not None and "NUM_CLASSES" not in cfg.MODEL.get(node, {}):
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {name} does not declare where its number of classes is "
+            f"(config_node is {node!r}): give the class the attribute config_node, such as "
+            f'config_node = "ISDA" for MODEL.ISDA.NUM_CLASSES, or None if it has no such number'
+        )
+    return node
+
+
+def has_masks(cfg: CfgNode) -> bool:
+    """Whether the model predicts masks, and not boxes only."""
+    known = architecture(cfg)
+    return cfg.MODEL.MASK_ON if known == "GeneralizedRCNN" else known != "RetinaNet"
+
+
+def check_trainable(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ConfigError: the meta-architecture can be neither trained nor evaluated here, or says too
+            little about itself.
+    """
+    _refuse(cfg.MODEL.META_ARCHITECTURE, architecture(cfg))
+    node_with_classes(cfg)
+
+
+def _refuse(name: str, known: str) -> None:
+    if known in _REFUSED:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {name} {_REFUSED[known]}: take GeneralizedRCNN, RetinaNet, "
+            "ISDA, or ISTR"
+        )
