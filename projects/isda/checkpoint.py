@@ -3,7 +3,10 @@
 import logging
 import math
 import os
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlparse
 
@@ -15,12 +18,23 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from isda.conversion import SOURCES, detect, detectron2_resnet
+from isda.files import replacing, write_text
 from isda.weights_files import WeightsError, local_file, read_checkpoint
 
-__all__ = ["Checkpointer", "WeightsError", "WeightsReport", "classes_in", "report_weights"]
+__all__ = [
+    "Checkpointer",
+    "WeightsError",
+    "WeightsReport",
+    "classes_in",
+    "compare_classes",
+    "open_last_checkpoint",
+    "report_weights",
+]
 
 logger = logging.getLogger(__name__)
 
+BEST = "model_best.pth"  # the weights with the best evaluation, nothing to continue from
+LAST = "last_checkpoint"  # a file with the name of the one that --resume continues
 _DICTIONARY = "mask_embedding.components"
 _LISTED = 8  # names of a kind that a message spells out
 
@@ -145,38 +159,28 @@ class Checkpointer(DetectionCheckpointer):
         """Write a file of the output folder such that a kill leaves the old one or the new one."""
         path = os.path.join(self.save_dir, basename)
         logger.info("Saving %s", path)
-        partial = f"{path}.partial"
-        with open(partial, "wb") as file:
+        with replacing(path, durable=True) as file:
             torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Point ``last_checkpoint`` to a file, atomically."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{path}.partial", "w") as file:
-            file.write(last_filename_basename)
-        os.replace(f"{path}.partial", path)
+        path = os.path.join(self.save_dir, LAST)
+        write_text(path, last_filename_basename, durable=True)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As Detectron2's; all processes have to agree on the checkpoint.
 
         Raises:
             RuntimeError: a process sees another checkpoint than the main one.
-            WeightsError: the last checkpoint is gone; else as :meth:`load`.
+            WeightsError: the last checkpoint is gone, damaged, or of another model; else as
+                :meth:`load`.
         """
-        last = self.get_checkpoint_file() if resume and self.has_checkpoint() else ""
+        found = open_last_checkpoint(self.save_dir) if resume else None
+        last = found[0] if found else ""
         if len(set(seen := comm.all_gather(last))) > 1:
             raise RuntimeError(
                 f"--resume: the processes see different checkpoints ({', '.join(seen)}): "
                 "OUTPUT_DIR must be a folder that all machines share"
-            )
-        if last and not os.path.isfile(last):
-            raise WeightsError(
-                f"--resume: {os.path.join(self.save_dir, 'last_checkpoint')} names {last}, which "
-                "is not there: write the name of a checkpoint of this folder into it, or leave "
-                "--resume out"
             )
         # Evaluation resumes no training: there is nothing to continue but the model.
         self._resuming = bool(last) and bool(self.checkpointables)
@@ -216,15 +220,36 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict) -> Any:
         training_model = checkpoint.pop("training_model", None)
-        if self._resuming and training_model is not None:
-            if self.averaged is not None:
-                self.averaged.module.load_state_dict(checkpoint["model"])
-                self.averaged.n_averaged.fill_(checkpoint["averaged_steps"])
-            checkpoint["model"] = training_model
-        if not self._resuming:
+        averaged = None
+        if self._resuming:
+            compare_classes("the checkpoint", classes_in(checkpoint), self.classes)
+            if training_model is not None:
+                averaged, checkpoint["model"] = checkpoint["model"], training_model
+        else:
             self._compare_classes(classes_in(checkpoint))
         self._require_floats(checkpoint["model"])
-        return super()._load_model(checkpoint)
+        incompatible = super()._load_model(checkpoint)
+        if self._resuming:
+            self._refuse_another_model(incompatible)
+        if averaged is not None and self.averaged is not None:
+            self.averaged.module.load_state_dict(averaged)
+            self.averaged.n_averaged.fill_(checkpoint["averaged_steps"])
+        return incompatible
+
+    def _refuse_another_model(self, incompatible: Any) -> None:
+        """A training goes on with the whole of its model or not at all."""
+        report = report_weights(
+            self.model,
+            incompatible.missing_keys,
+            incompatible.unexpected_keys,
+            incompatible.incorrect_shapes,
+        )
+        if report.missing or report.unexpected or report.wrong_shapes:
+            raise WeightsError(
+                f"--resume: the checkpoint is of another model: {report}\nSet the keys of the "
+                "model back to what they were, or start a new training from its weights: without "
+                "--resume, with MODEL.WEIGHTS and another OUTPUT_DIR"
+            )
 
     def _require_floats(self, weights: dict[str, Any]) -> None:
         """
@@ -307,6 +332,93 @@ def _is_floating_point(weight: torch.Tensor | np.ndarray) -> bool:
     if isinstance(weight, np.ndarray):
         return weight.dtype.kind == "f"
     return weight.is_floating_point()
+
+
+def open_last_checkpoint(folder: str) -> tuple[str, dict[str, Any]] | None:
+    """What ``--resume`` continues: the path, and the content, whose tensors stay on the disk.
+
+    Returns:
+        None if there is no training in the folder.
+
+    Raises:
+        WeightsError: the checkpoint is gone or damaged; the message names the newest whole one.
+    """
+    tag = os.path.join(folder, LAST)
+    name = ""
+    if os.path.isfile(tag):
+        with open(tag, encoding="utf-8") as file:
+            name = file.read().strip()
+    elif not any(_checkpoints(folder)):
+        return None
+    path = os.path.join(folder, name)
+    if not name:
+        problem = f"{tag}, which names the checkpoint to continue from, is missing or empty"
+    elif not os.path.isfile(path):
+        problem = f"{path}, the last checkpoint, is gone"
+    elif (contents := _whole(path)) is None:
+        problem = f"{path}, the last checkpoint, is damaged, perhaps truncated"
+    else:
+        return path, contents
+    raise WeightsError(f"--resume: {problem}: {_way_on(folder)}")
+
+
+def _checkpoints(folder: str) -> Iterator[str]:
+    """Paths of the files that may continue a training, the newest first."""
+    paths = [p for p in Path(folder).glob("model_*.pth") if p.name != BEST]
+    yield from map(str, sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True))
+
+
+def _whole(path: str) -> dict[str, Any] | None:
+    """The content of a checkpoint, whose tensors stay on the disk; None if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # PyTorch does not look at the checksums
+                return None
+        return read_checkpoint(path, mmap=True)
+    except (OSError, EOFError, WeightsError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _way_on(folder: str) -> str:
+    """How to go on where the last checkpoint cannot be used."""
+    for path in _checkpoints(folder):
+        contents = _whole(path)
+        if contents and "trainer" in contents:
+            name, tag = os.path.basename(path), os.path.join(folder, LAST)
+            done = contents.get("iteration", contents["trainer"].get("iteration", -1)) + 1
+            return (
+                f"the newest whole one is {path}, after {done} iterations; to go on from it, "
+                f"make it the last one by `echo {name} > {tag}`, and start again"
+            )
+    best = os.path.join(folder, BEST)
+    if os.path.isfile(best) and _whole(best):
+        return (
+            f"no other checkpoint is whole, but {best} has the best weights: start a new training "
+            f"from them, without --resume, with MODEL.WEIGHTS {best} and another OUTPUT_DIR"
+        )
+    return "no other checkpoint is whole: start anew, without --resume"
+
+
+def compare_classes(
+    path: str, theirs: dict[str, list] | None, ours: dict[str, list] | None
+) -> None:
+    """
+    Raises:
+        WeightsError: the classes of a checkpoint to be continued are not those of the data, or
+            stand in another order, which would give every class another one's name.
+    """
+    if not theirs or not ours or theirs["names"] == ours["names"]:
+        return
+    before, now = theirs["names"], ours["names"]
+    if sorted(before) == sorted(now):
+        remedy = "number the categories of the annotation files as they were then"
+    else:
+        remedy = "resume with the data set of then"
+    raise WeightsError(
+        f"--resume: {path} has been trained on the classes {_listing(before)}, and the data have "
+        f"now {_listing(now)}, so that predictions would get wrong names: {remedy}, or start a new "
+        "training from its weights: without --resume, with MODEL.WEIGHTS and another OUTPUT_DIR"
+    )
 
 
 def _remedy(report: WeightsReport) -> str:

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from detectron2.utils import comm
 
 from isda.data.registration import is_temporary
 from isda.doctor import commit, version_of
+from isda.files import copy_file, write_text
 
 __all__ = ["FILE_NAME", "EnvironmentRecorder", "machine", "read_environment", "versions"]
 
@@ -78,9 +78,7 @@ class EnvironmentRecorder(HookBase):
 
     def _write(self) -> None:
         content = {"sessions": self._sessions, "data": _data(self.cfg)}
-        partial = self._path.with_name(FILE_NAME + ".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        write_text(self._path, json.dumps(content, indent=1) + "\n")
 
 
 def read_environment(folder: str | os.PathLike) -> dict:
@@ -139,7 +137,8 @@ def _source(name: str, folder: str) -> dict:
     if is_temporary(json_file):
         # Cleaned or split by this process: without a copy nobody could look at it again.
         kept = Path(folder) / f"annotations_{name}.json"
-        json_file = shutil.copyfile(json_file, kept)
+        copy_file(json_file, kept)
+        json_file = kept
     return {
         "name": name,
         "json_file": os.path.abspath(json_file),

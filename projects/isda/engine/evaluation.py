@@ -12,8 +12,10 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     LVISEvaluator,
 )
+from detectron2.utils import comm
 
 from isda.engine.architectures import has_masks
+from isda.files import replaced_files
 
 __all__ = ["PREDICTIONS", "CheckedCOCOEvaluator", "build_evaluator", "evaluation_folder"]
 
@@ -54,7 +56,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         )
     if kind == "lvis":
         _require("lvis", dataset_name)
-        return LVISEvaluator(
+        return CheckedLVISEvaluator(
             dataset_name, tasks, output_dir=output_folder, max_dets_per_image=limit
         )
     if kind == "cityscapes_instance":
@@ -66,7 +68,30 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     )
 
 
-class CheckedCOCOEvaluator(COCOEvaluator):
+class _WholeFiles:
+    """Lets one of Detectron2's evaluators replace the files of an earlier evaluation all at once.
+
+    They write while they evaluate: a kill would leave half of a file, or files of two evaluations.
+    """
+
+    _output_dir: str | None
+
+    def evaluate(self, *args, **kwargs):
+        folder = self._output_dir
+        if not folder or not comm.is_main_process():
+            return super().evaluate(*args, **kwargs)
+        try:
+            with replaced_files(folder) as self._output_dir:
+                return super().evaluate(*args, **kwargs)
+        finally:
+            self._output_dir = folder
+
+
+class CheckedLVISEvaluator(_WholeFiles, LVISEvaluator):
+    """LVISEvaluator whose files are whole."""
+
+
+class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
     """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault."""
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:

@@ -1,24 +1,43 @@
 """Hooks that Detectron2 lacks."""
 
+import contextlib
 import json
 import logging
 import math
 import os
-import shutil
 from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter
 
-from isda.checkpoint import Checkpointer
+from isda.checkpoint import BEST, Checkpointer
+from isda.files import copy_file, write_error, write_text
 from isda.weights_files import read_checkpoint
 
-__all__ = ["BestCheckpointer", "EarlyStopper", "TrainingStopped", "tidy_metrics"]
+__all__ = ["BestCheckpointer", "EarlyStopper", "MetricsWriter", "TrainingStopped", "tidy_metrics"]
 
 logger = logging.getLogger(__name__)
 
-BEST = "model_best.pth"
 BEST_PREFIX = "best_"
+
+
+class MetricsWriter(JSONWriter):
+    """Detectron2's, which says what is wrong where the file cannot be written."""
+
+    def __init__(self, json_file: str):
+        super().__init__(json_file)
+        self.json_file = json_file
+
+    def write(self) -> None:
+        try:
+            super().write()
+        except OSError as error:
+            raise write_error(self.json_file, error) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what write could not write is tried once more
+            super().close()
 
 
 class BestCheckpointer(HookBase):
@@ -50,7 +69,11 @@ class BestCheckpointer(HookBase):
         if self.trainer.start_iter > 0 and os.path.isfile(path):
             contents = read_checkpoint(path, mmap=True)
             self.best = contents.get("value", -math.inf)
-            self.best_iteration = contents.get("iteration", -1)
+            iteration, batch = contents.get("iteration", -1), contents.get("images_per_step")
+            solver = self.trainer.cfg.SOLVER
+            if batch and solver.EPOCHS > 0:
+                iteration = rescaled(iteration, batch / solver.IMS_PER_BATCH)
+            self.best_iteration = iteration
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -79,10 +102,11 @@ class BestCheckpointer(HookBase):
             return
         self.best, self.best_iteration = float(value), int(iteration)
         contents = {"metric": self.metric, "value": self.best, "iteration": self.best_iteration}
+        contents["images_per_step"] = self.trainer.cfg.SOLVER.IMS_PER_BATCH
         self.checkpointer.write(BEST, contents | self.checkpointer.inference_contents())
         if self.predictions and os.path.isfile(self.predictions):
             folder, name = os.path.split(self.predictions)
-            shutil.copyfile(self.predictions, os.path.join(folder, BEST_PREFIX + name))
+            copy_file(self.predictions, os.path.join(folder, BEST_PREFIX + name))
         logger.info("%s %.3f is the best so far", self.metric, self.best)
 
 
@@ -151,12 +175,17 @@ class EarlyStopper(HookBase):
         self.has_stopped = state_dict["has_stopped"]
 
 
-def tidy_metrics(output_dir: str, start_iter: int) -> None:
+def tidy_metrics(output_dir: str, start_iter: int, before: int = 0) -> None:
     """Make ``metrics.json`` end where training starts.
 
     A resumed training repeats what the interrupted one did after its last checkpoint; its lines
     go. A training that starts anew in a used folder keeps the old file as ``metrics_0.json`` or
     the next free number.
+
+    Args:
+        start_iter: iterations that are done, as this training counts them.
+        before: as the lines count them, if that differs because the batch is another; the lines
+            are then renumbered.
     """
     path = Path(output_dir) / "metrics.json"
     if not path.is_file():
@@ -165,10 +194,22 @@ def tidy_metrics(output_dir: str, start_iter: int) -> None:
         number = len(list(path.parent.glob("metrics_*.json")))
         path.rename(path.with_name(f"metrics_{number}.json"))
         return
-    kept = [line for line in path.read_text().splitlines() if _iteration(line) < start_iter]
-    partial = path.with_name("metrics.json.partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
+    before = before or start_iter
+    kept = [line for line in path.read_text().splitlines() if _iteration(line) < before]
+    if before != start_iter:
+        kept = [_renumbered(line, start_iter / before) for line in kept]
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _renumbered(line: str, scale: float) -> str:
+    content = json.loads(line)
+    content["iteration"] = rescaled(content["iteration"], scale)
+    return json.dumps(content, sort_keys=True)
+
+
+def rescaled(iteration: int, scale: float) -> int:
+    """The number, from 0, of an iteration that is done when ``scale`` times as many are."""
+    return max(round((iteration + 1) * scale) - 1, 0)
 
 
 def _iteration(line: str) -> float:

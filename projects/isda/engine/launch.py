@@ -1,25 +1,27 @@
 """Starting processes: one, Detectron2's launcher on GPUs, gloo on CPUs, or torchrun's."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import DefaultTrainer, default_argument_parser, launch
+from detectron2.engine import DefaultTrainer, TrainerBase, default_argument_parser, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from isda.checkpoint import WeightsError
 from isda.data.errors import DatasetError
 from isda.engine.setup import ConfigError, check_config, configured, uses_cuda
+from isda.files import WriteError, is_full, write_error
 from isda.modeling.mask_dictionary import DictionaryError
 
 __all__ = ["argument_parser", "run"]
 
 # What the user can mend: the message says all, a traceback would bury it.
-_USER_ERRORS = (ConfigError, DictionaryError, WeightsError, FloatingPointError)
+_USER_ERRORS = (ConfigError, DictionaryError, WeightsError, WriteError, FloatingPointError)
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -40,6 +42,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     is the number of processes. What the user can mend ends the program with its message alone, or
     as the last line after what was logged.
     """
+    logging.getLogger(TrainerBase.__module__).addFilter(_without_traceback)
     try:
         # Here already, because a launcher buries what its processes raise.
         config, _ = configured(args)
@@ -61,8 +64,17 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
         sys.exit(f"error: {error}")
     except DatasetError as error:
         sys.exit(f"error: {error.sentence}")
+    except OSError as error:  # of others' code, which does not say what could not be written
+        if not is_full(error):
+            raise
+        sys.exit(f"error: {write_error(error.filename or config.OUTPUT_DIR, error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted; --resume continues from the last checkpoint")
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Whether a record of Detectron2's loop is to be logged: no, where a sentence will say it."""
+    return not (record.exc_info and isinstance(record.exc_info[1], (*_USER_ERRORS, DatasetError)))
 
 
 def _check_gpus(wanted: int) -> None:

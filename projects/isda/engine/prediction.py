@@ -11,6 +11,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
 from isda.data.images import rgb_image
+from isda.files import write_text
 from isda.structures import EncodedMasks
 from isda.visualization import class_labels, draw_predictions, write_image
 
@@ -122,7 +123,7 @@ class Prediction(Instances):
         """
         if Path(path).suffix.lower() == ".json":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(self.to_coco()), encoding="utf-8")
+            write_text(path, json.dumps(self.to_coco()))
         else:
             write_image(path, self.draw())
 

@@ -5,22 +5,27 @@ import difflib
 import logging
 import os
 from ast import literal_eval
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from isda import add_isda_config, add_istr_config
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
 from isda.engine.architectures import architecture, check_trainable, node_with_classes
+from isda.engine.config_keys import flattened, without_effect
 from isda.engine.errors import ConfigError
 from isda.engine.own_data import use_own_data
+from isda.engine.resuming import Resumption, find_resumption
+from isda.files import write_text
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
@@ -39,9 +44,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         DatasetError: a data set is not registered, or cannot be used as it is.
     """
     cfg, notes = configured(args)
+    _make_folder(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
-    for note in notes if comm.is_main_process() else ():
-        logger.warning(note)
+    _warn(notes)
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE, args.num_gpus):
         logger.warning("MODEL.DEVICE is cpu: no CUDA device can be used")
         cfg.MODEL.DEVICE = "cpu"
@@ -51,9 +56,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     train_names = () if args.eval_only else cfg.DATASETS.TRAIN
     _check_named("TEST" if args.eval_only else "TRAIN", cfg)
     resolve_classes(cfg, (*train_names, *cfg.DATASETS.TEST))
-    cfg.SEED = _resolve_seed(cfg, args.resume)
+    given = given_keys(args.config_file, args.opts)
+    _warn(without_effect(cfg, given, is_training=not args.eval_only))
+    resumption = find_resumption(cfg.OUTPUT_DIR) if args.resume else None
+    cfg.SEED = _resolve_seed(cfg, args.resume, resumption)
     cfg.freeze()
-    default_setup(cfg, args)
+    if resumption and not args.eval_only:
+        _warn(resumption.check(cfg, load_config()))
+    _begin(cfg, args)
     if comm.is_main_process():
         check_datasets(train_names, cfg.DATASETS.TEST)
     comm.synchronize()
@@ -97,7 +107,7 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     add_isda_config(cfg)
     add_istr_config(cfg)
     if config_file:
-        _merge(cfg, _flatten(_read_yaml(config_file)), config_file)
+        _merge(cfg, flattened(_read_yaml(config_file)).items(), config_file)
     _merge(cfg, _pairs(opts or []), "the command line")
     return cfg
 
@@ -148,16 +158,6 @@ def _yaml_reader() -> type[CfgNode]:
     return Reader
 
 
-def _flatten(nested: dict, prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            pairs += _flatten(value, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", value))
-    return pairs
-
-
 def _pairs(opts: list[str]) -> list[tuple[str, str]]:
     for opt in opts[::2]:
         if opt.startswith("--"):
@@ -169,8 +169,8 @@ def _pairs(opts: list[str]) -> list[tuple[str, str]]:
     return list(zip(opts[::2], opts[1::2], strict=True))
 
 
-def _merge(cfg: CfgNode, pairs: list[tuple[str, Any]], source: str) -> None:
-    known = dict(_flatten(cfg))
+def _merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> None:
+    known = flattened(cfg)
     for key, value in pairs:
         if key not in known:
             raise ConfigError(f"unknown config key {key} in {source}{_suggestion(key, known)}")
@@ -217,13 +217,59 @@ def resolve_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     check_num_classes(node.NUM_CLASSES, dataset_names, f"MODEL.{key}.NUM_CLASSES")
 
 
-def _resolve_seed(cfg: CfgNode, resume: bool) -> int:
+def _warn(notes: Iterable[str]) -> None:
+    for note in notes if comm.is_main_process() else ():
+        logger.warning(note)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR {path} cannot be made ({error.strerror})") from error
+
+
+def given_keys(config_file: str, opts: Sequence[str] | None) -> list[str]:
+    """Keys that the user has chosen: of the command line, and of the config file itself.
+
+    Neither the file's ``_BASE_`` counts nor a complete configuration, such as the one that a
+    training leaves in OUTPUT_DIR.
+    """
+    own = {}
+    if config_file:
+        with open(config_file, encoding="utf-8") as file:
+            own = flattened(yaml.safe_load(file) or {})
+        own.pop("_BASE_", None)
+    if len(own) > len(flattened(get_cfg())) / 2:
+        own = {}
+    return [*own, *(opts or [])[::2]]
+
+
+def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's ``default_setup``: logs, seeds, and config.yaml, whole or not at all."""
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, rank, name="fvcore")
+    log = setup_logger(cfg.OUTPUT_DIR, rank)
+    log.info("Process %d of %d", rank, comm.get_world_size())
+    log.info("Environment info:\n%s", collect_env_info())
+    log.info("Command line arguments: %s", args)
+    log.info("Running with full config:\n%s", cfg.dump())
+    if comm.is_main_process():
+        write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
+    seed_all_rng(cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def _resolve_seed(cfg: CfgNode, resume: bool, resumption: Resumption | None) -> int:
     """``SEED``, or one that all processes share: the interrupted training's, or a new one."""
     if cfg.SEED >= 0:
         return cfg.SEED
-    saved = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if resumption and resumption.config.get("SEED", -1) >= 0:
+        return resumption.config["SEED"]
+    saved = os.path.join(cfg.OUTPUT_DIR, "config.yaml")  # of before the first checkpoint
     if resume and os.path.isfile(saved):
-        with open(saved) as file:
+        with open(saved, encoding="utf-8") as file:
             seed = yaml.safe_load(file).get("SEED", -1)
         if seed >= 0:
             return seed
@@ -380,7 +426,7 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
     node = architecture(cfg)
     of_node = _REQUIREMENTS_PER_NODE.get(node, {})
     requirements |= {f"MODEL.{node}.{key}": value for key, value in of_node.items()}
-    values = dict(_flatten(cfg))
+    values = flattened(cfg)
     for key, (holds, requirement) in requirements.items():
         if not holds(values[key]):
             raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")

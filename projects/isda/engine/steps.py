@@ -203,13 +203,36 @@ class StepTrainer(SimpleTrainer):
         state = super().state_dict()
         state["grad_scaler"] = self.grad_scaler.state_dict()
         state["nonfinite_steps"] = self.nonfinite_steps
+        state["parameters"] = self._parameter_names()
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        """Continue with the moments of the checkpoint, and with the rates of this optimiser."""
+        names = state_dict.get("parameters")
+        saved = self._matched(state_dict["optimizer"], names)
+        super().load_state_dict(state_dict | {"optimizer": saved})
         self.nonfinite_steps = state_dict.get("nonfinite_steps", 0)
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def _parameter_names(self) -> list[str]:
+        """In the order of the optimiser's groups."""
+        names = {parameter: name for name, parameter in self.bare_model.named_parameters()}
+        return [names[p] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _matched(self, saved: dict, names: list[str] | None) -> dict:
+        """The moments of ``saved`` by the parameters' names, in this optimiser's groups.
+
+        Groups follow from rates and decays: with other ones they are others, in another order.
+        """
+        ours = self._parameter_names()
+        by_name = {
+            name: saved["state"][index]
+            for index, name in enumerate(names or ours)
+            if index in saved["state"]
+        }
+        state = {index: by_name[name] for index, name in enumerate(ours) if name in by_name}
+        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
 
 class _RunningStatistics:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hoo
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
 
 from isda.checkpoint import Checkpointer
@@ -21,12 +23,20 @@ from isda.data.dataset_mapper import build_mapper
 from isda.engine.architectures import has_masks
 from isda.engine.environment import EnvironmentRecorder
 from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_folder
-from isda.engine.hooks import BestCheckpointer, EarlyStopper, TrainingStopped, tidy_metrics
+from isda.engine.hooks import (
+    BestCheckpointer,
+    EarlyStopper,
+    MetricsWriter,
+    TrainingStopped,
+    tidy_metrics,
+)
 from isda.engine.inference import inference_autocast
 from isda.engine.loader import build_train_loader, training_dicts
 from isda.engine.random_state import preserved_random_state, random_state, set_random_state
+from isda.engine.resuming import saved_config
 from isda.engine.setup import resolve_schedule
 from isda.engine.steps import StepTrainer, averaged_model
+from isda.files import remove_partial_files, write_text
 from isda.modeling.folding import fold_norms
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
@@ -51,6 +61,7 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)  # DefaultTrainer's own would build Detectron2's parts
         dicts = _main_process_first(lambda: training_dicts(cfg))
+        self._given_config = cfg.dump()  # before epochs are resolved, for comparison on --resume
         self.cfg = cfg = _with_schedule(cfg, len(dicts))
         model = self.build_model(cfg)
         optimizer = build_optimizer(cfg, model)
@@ -70,6 +81,7 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.iterations_before = 0  # as the checkpoint counts them
         self._images_before = 0  # images read by the trainings that this one continues
         self._random_states: list[dict] = []
         self.register_hooks(self.build_hooks())
@@ -162,6 +174,11 @@ class Trainer(DefaultTrainer):
                 registered.append(EarlyStopper(self.checkpointer, best, every, patience))
         return registered
 
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's: the console, metrics.json, TensorBoard."""
+        metrics = MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return [metrics if isinstance(w, JSONWriter) else w for w in super().build_writers()]
+
     def evaluate(self) -> OrderedDict:
         """Evaluate the weights that inference should use, without a trace in training."""
         with preserved_random_state():
@@ -188,7 +205,8 @@ class Trainer(DefaultTrainer):
             logger.info("Nothing left to train; raise SOLVER.MAX_ITER or SOLVER.EPOCHS for more")
             return self.evaluate() if self.cfg.DATASETS.TEST else None
         if comm.is_main_process():
-            tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter)
+            tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter, self.iterations_before)
+            remove_partial_files(self.cfg.OUTPUT_DIR)
             writer = hooks.PeriodicWriter(self.build_writers(), period=20)
             self.register_hooks([EnvironmentRecorder(self.cfg), writer])
         try:
@@ -210,10 +228,15 @@ class Trainer(DefaultTrainer):
         done = self.iter + 1 - self.start_iter
         state["images"] = self._images_before + done * self.cfg.SOLVER.IMS_PER_BATCH
         state["random_states"] = comm.gather(random_state())
+        state["config"] = self._given_config
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Continue: the state is the checkpoint's, the schedule and its rates are this config's."""
         super().load_state_dict(state_dict)
+        self.iterations_before = self.iter + 1
+        self.iter = self._iterations_done(state_dict) - 1
+        self._align_schedule()
         self._images_before = state_dict["images"]
         self._sampler.start = self._images_before // comm.get_world_size()
         self._random_states = state_dict["random_states"]
@@ -223,6 +246,32 @@ class Trainer(DefaultTrainer):
                 comm.get_world_size(),
                 len(self._random_states),
             )
+
+    def _iterations_done(self, state_dict: dict) -> int:
+        """By the images seen where the length is stated in epochs and the batch has changed."""
+        done, solver = state_dict["iteration"] + 1, self.cfg.SOLVER
+        before = saved_config(state_dict).get("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH)
+        if solver.EPOCHS == 0 or before == solver.IMS_PER_BATCH:
+            return done
+        return max(round(state_dict["images"] / solver.IMS_PER_BATCH), 1)
+
+    def _align_schedule(self) -> None:
+        """Give every group of parameters the rate that this schedule has after ``iter``."""
+        groups = self._trainer.optimizer.param_groups
+        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        self.scheduler.last_epoch = self.iter + 1
+        for group, rate in zip(groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+
+    def after_train(self) -> None:
+        """As Detectron2's; what a full disk then refuses hides no error that came before."""
+        failed = isinstance(sys.exc_info()[1], Exception)  # this is called while it is raised
+        try:
+            super().after_train()
+        except OSError as error:
+            if not failed:
+                raise
+            logger.warning("%s", error)
 
 
 def _distributed(model: nn.Module) -> nn.Module:
@@ -239,8 +288,7 @@ def _with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     cfg.freeze()
     if comm.is_main_process():
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
+        write_text(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
     return cfg
 
 

@@ -1,10 +1,11 @@
 """From a training's checkpoint to a small file and a row of the table of models."""
 
 import dataclasses
+import hashlib
+import io
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from isda.engine.inference import Classes
+from isda.files import write_bytes, write_text
 from isda.model_zoo.catalog import ModelEntry, read_table
-from isda.model_zoo.weights import sha256_of
 
 __all__ = [
     "PublishingError",
@@ -76,11 +77,12 @@ def write_weights(
     ids = classes.ids or [number + 1 for number in range(len(classes.names))]
     contents = {"model": half_precision(weights), "classes": {"names": classes.names, "ids": ids}}
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{stem}.pth.partial"
-    with open(partial, "wb") as file:  # by its handle, so that the name is not in the file
-        torch.save(contents, file)
-    sha256 = sha256_of(partial)
-    return partial.replace(folder / f"{stem}_{sha256[:8]}.pth"), sha256
+    content = io.BytesIO()  # and no path, so that no name is in the file
+    torch.save(contents, content)
+    sha256 = hashlib.sha256(content.getbuffer()).hexdigest()
+    path = folder / f"{stem}_{sha256[:8]}.pth"
+    write_bytes(path, content.getbuffer())
+    return path, sha256
 
 
 def write_row(table: Path, entry: ModelEntry, weights_folder: Path) -> None:
@@ -89,9 +91,7 @@ def write_row(table: Path, entry: ModelEntry, weights_folder: Path) -> None:
     former = rows.get(entry.name)
     rows[entry.name] = entry
     contents = {name: _without_name(row) for name, row in sorted(rows.items())}
-    partial = table.with_name(f"{table.name}.partial")
-    partial.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, table)
+    write_text(table, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
     if former and former.file_name not in {row.file_name for row in rows.values()}:
         (weights_folder / former.file_name).unlink(missing_ok=True)
 

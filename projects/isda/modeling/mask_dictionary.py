@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 import isda.modeling.backbone.torch_backbone  # noqa: F401  (registers isda://)
+from isda.files import replacing
 
 __all__ = [
     "AMPLITUDE",
@@ -116,11 +117,9 @@ class MaskDictionary:
 
 
 def write_archive(path: str | os.PathLike, **arrays: np.ndarray | float) -> None:
-    """Write an ``.npz`` such that a kill leaves the old file or the new one."""
-    partial = f"{path}.partial"
-    with open(partial, "wb") as file:
+    """Write a whole ``.npz``; raises as :func:`isda.files.replacing`."""
+    with replacing(path) as file:
         np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
 
 
 def read_archive(path: str | os.PathLike) -> dict[str, np.ndarray]:
