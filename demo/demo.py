@@ -36,6 +36,7 @@ from isda.data.errors import ImageError
 from isda.engine.prediction import Prediction
 from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config
+from isda.files import write_text
 from isda.visualization import draw_predictions, write_image
 
 WINDOW = "isda"
@@ -190,7 +191,7 @@ class CocoResults:
     def __exit__(self, *_) -> None:  # also when somebody interrupts: what was found is not lost
         if self.path:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            Path(self.path).write_text(json.dumps(self.content()))
+            write_text(self.path, json.dumps(self.content()))
 
     def add(self, file_name: str, prediction: Prediction, **fields) -> None:
         """Takes the instances of one image; ``fields`` stand beside its name."""

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from isda.engine.setup import ConfigError  # before Detectron2, whose import it makes silent
+from isda.files import write_text
 
 # isort: split
 import torch
@@ -281,8 +282,8 @@ def add_inference(
 def write(report: Mapping, output: Path) -> None:
     """``benchmark.json``, ``benchmark.md`` and pictures of what was measured."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "benchmark.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "benchmark.md").write_text(markdown(report))
+    write_text(output / "benchmark.json", json.dumps(report, indent=1) + "\n")
+    write_text(output / "benchmark.md", markdown(report))
     rows = report["rows"]
     if any("latency" in row or "training" in row for row in rows):
         plot_components(rows, output / "components.png")

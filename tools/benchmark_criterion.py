@@ -36,6 +36,7 @@ from benchmarking.workload import (
     num_classes,
     synthetic_inputs,
 )
+from isda.files import write_text
 
 CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 CRITERION_PARTS = ("targets", "matching", "loss", "loss_backward")
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> dict:
             step(inputs, Meter(step.model.device, with_memory=False))  # makes AdamW's moments
         report["rows"].append(measure(step, inputs, args.repeats))
         if args.output:
-            args.output.write_text(json.dumps(report, indent=2) + "\n")
+            write_text(args.output, json.dumps(report, indent=2) + "\n")
     print(markdown(report))
     return report
 

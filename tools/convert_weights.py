@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from isda.conversion import SOURCES, Conversion, convert, detect  # before Detectron2: silences it
+from isda.files import replacing
 
 # isort: split
 import torch
@@ -107,7 +108,8 @@ def write(result: Conversion, settings: Mapping[str, Any], args: argparse.Namesp
             "full: give the configuration that they were trained with, or --partial to take what "
             "fits"
         )
-    torch.save({"model": result.weights}, args.output)
+    with replacing(args.output) as file:
+        torch.save({"model": result.weights}, file)
     pairs = {"MODEL.WEIGHTS": args.output} | settings
     words = [word for key, value in pairs.items() for word in (key, str(value))]
     config_file = Path(args.config_file)

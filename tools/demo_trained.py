@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from isda import Predictor, model_zoo  # before Detectron2, whose import it makes silent
+from isda.files import write_text
 
 # isort: split
 from detectron2.data import DatasetCatalog
@@ -75,8 +76,8 @@ def evaluate(entry: ModelEntry, predictor: Predictor, output: Path) -> dict[str,
     cfg = model_zoo.get_config(entry.name, overrides=overrides)
     with contextlib.redirect_stdout(io.StringIO()) as console:
         results = Trainer.test(cfg, predictor.model)
-    (path.parent / "console.log").write_text(console.getvalue())
-    path.write_text(json.dumps({"of": evaluated(entry), "results": results}, indent=1))
+    write_text(path.parent / "console.log", console.getvalue())
+    write_text(path, json.dumps({"of": evaluated(entry), "results": results}, indent=1))
     return results
 
 

@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from isda.files import write_bytes, write_text
+
 LEFT_OUT = (1024, 1024)
 VAL_IMAGES = 108
 
@@ -67,7 +69,8 @@ def write_image(folder: Path, output: Path) -> Kind:
     color = bool((pixels != pixels[:, :, :1]).any())
     if (width, height) != LEFT_OUT:
         kept = pixels if color else pixels[:, :, 0]
-        cv2.imwrite(str(output / "images" / file_name(folder.name)), kept)
+        _, content = cv2.imencode(".png", kept)
+        write_bytes(output / "images" / file_name(folder.name), content)
     return Kind(width, height, color)
 
 
@@ -114,7 +117,7 @@ def write_split(images: list[tuple[Path, Kind]], path: Path, first_id: int) -> i
         "images": records,
         "annotations": annotations,
     }
-    path.write_text(json.dumps(content, separators=(",", ":")))
+    write_text(path, json.dumps(content, separators=(",", ":")))
     print(f"{path}: {len(records)} images, {len(annotations)} nuclei")
     return len(images)
 

@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from isda.files import write_bytes, write_text
+
 WINDOW = 256
 MAX_NUCLEI = 100  # COCO evaluates 100 predictions per image
 # Places per kind of image and split: about the source's shares, but fewer in colour (90 kB each).
@@ -49,11 +51,9 @@ def write_split(source: Path, output: Path, split: str, places: dict[str, int]) 
     chosen = [f for kind in KINDS for f in choose(fields[kind], places[kind])]
     images, annotations = [], []
     for field in sorted(chosen, key=lambda field: field["file_name"]):
-        cv2.imwrite(
-            str(output / "images" / field["file_name"]),
-            field["pixels"],
-            [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY],  # best on noise
-        )
+        best_on_noise = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+        _, content = cv2.imencode(".png", field["pixels"], best_on_noise)
+        write_bytes(output / "images" / field["file_name"], content)
         height, width = field["pixels"].shape[:2]
         image = {"id": len(images) + 1, "file_name": field["file_name"]}
         images.append(image | {"height": height, "width": width})
@@ -67,7 +67,7 @@ def write_split(source: Path, output: Path, split: str, places: dict[str, int]) 
         "images": images,
         "annotations": annotations,
     }
-    (output / f"instances_{split}.json").write_text(json.dumps(result, separators=(",", ":")))
+    write_text(output / f"instances_{split}.json", json.dumps(result, separators=(",", ":")))
     touching = sum(field["touching"] for field in chosen)
     return f"{split}: {len(images)} images, {len(annotations)} nuclei, {touching} of them touching"
 

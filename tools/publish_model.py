@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from isda import model_zoo  # before Detectron2: makes it silent
+from isda.files import write_text
 
 # isort: split
 from detectron2.config import CfgNode
@@ -174,7 +175,7 @@ def write_config(cfg: CfgNode, path: Path) -> None:
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", "./output"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(cfg.dump(), encoding="utf-8")
+    write_text(path, cfg.dump())
 
 
 def models_table() -> str:
@@ -230,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not args.update_docs:
             publish(args)
         if not args.zoo:
-            DOCS.write_text(with_tables(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
+            write_text(DOCS, with_tables(DOCS.read_text(encoding="utf-8")))
             print(f"{DOCS.relative_to(ROOT)}: tables written")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -145,6 +145,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Writes a whole picture; a full disk leaves what was there."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        picture.save(partial, format="png")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
@@ -155,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(summary(path, found, model.info["names"])))
             if args.output:
                 args.output.mkdir(parents=True, exist_ok=True)
-                overlay(image, found["masks"]).save(args.output / f"{path.stem}.png")
+                write_png(args.output / f"{path.stem}.png", overlay(image, found["masks"]))
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

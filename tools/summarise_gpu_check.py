@@ -11,15 +11,18 @@ from pathlib import Path
 
 import torch
 
+from isda.files import write_text
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with steps.tsv and what the steps have written")
     folder = parser.parse_args().folder
     summary = {**machine(), "steps": steps(folder), "tests": tests(folder / "tests.xml")}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     log = folder / "benchmark.log"
-    (folder / "summary.md").write_text(markdown(summary, log.read_text() if log.exists() else ""))
+    page = markdown(summary, log.read_text() if log.exists() else "")
+    write_text(folder / "summary.md", page)
     (folder / "steps.tsv").unlink()
     for step in summary["steps"]:
         print(f"{step['name']:<12} {step['result']}, {step['seconds']} s")

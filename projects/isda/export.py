@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
 from isda.engine.predictor import Predictor
+from isda.files import replacing, write_bytes
 from isda.meta_arch import ISDA, ISTR
 from isda.modeling.parts import largest_parts_in_graph
 from isda.modeling.postprocessing import best_pairs, maskness
@@ -280,7 +281,8 @@ def save(program: torch.export.ExportedProgram, path: Path, info: dict) -> None:
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path, info: str) -> None:
-    torch.export.save(program, path, extra_files={"isda.json": info})
+    with replacing(path) as file:
+        torch.export.save(program, file, extra_files={"isda.json": info})
 
 
 def _save_onnx(program: torch.export.ExportedProgram, path: Path, info: str) -> None:
@@ -299,4 +301,4 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, info: str) -> 
     height, width, _ = converted.model.graph.inputs[0].shape
     converted.rename_axes({height: "height", width: "width"})
     converted.model.metadata_props["isda"] = info
-    converted.save(path)
+    write_bytes(path, converted.model_proto.SerializeToString())

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
 
+from isda.files import replacing, write_bytes
 from isda.structures import EncodedMasks
 
 __all__ = [
@@ -34,8 +36,12 @@ __all__ = [
     "read_metrics",
     "side_by_side",
     "training_minutes",
+    "write_figure",
     "write_image",
 ]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -279,13 +285,14 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
         raise OSError(
             f"cannot write {path}: '{path.suffix}' is no image format; use .png or .jpg"
         ) from error
-    if not written:
-        raise OSError(f"cannot write {path}: check the folder's permissions and free space")
+    if not encoded:
+        raise OSError(f"cannot write {path}: OpenCV cannot encode this image as '{path.suffix}'")
+    write_bytes(path, content)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
@@ -412,8 +419,20 @@ def plot_curves(
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
+
+
+def write_figure(path: str | os.PathLike, figure: "Figure") -> None:
+    """Writes a figure of matplotlib, which knows .png, .jpg, .svg and .pdf.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: its suffix is of another format.
+    """
+    path = Path(path) if Path(path).suffix else Path(f"{path}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:])
 
 
 def _positions(records: Sequence[Mapping], over: str) -> list[float]:

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
 
 from benchmarking.components import COMPONENTS, PHASES
+from isda.visualization import write_figure
 
 __all__ = ["markdown", "plot_ap_over_latency", "plot_components"]
 
@@ -164,7 +164,7 @@ def plot_components(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
         axes.invert_yaxis()
         axes.set_xlabel(title)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def plot_ap_over_latency(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
@@ -180,13 +180,8 @@ def plot_ap_over_latency(rows: Sequence[Mapping], path: str | os.PathLike) -> No
     axes.set_ylim(0, 1.2 * max(row["ap"] for row in shown) or 1)
     axes.legend(loc="lower right")  # names at the points would cover each other
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def _has_both(row: Mapping) -> bool:
     return bool(row.get("latency")) and row.get("ap") is not None
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)

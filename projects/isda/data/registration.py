@@ -14,6 +14,7 @@ from detectron2.data.datasets import load_coco_json
 from isda.data.checks import clean_annotations
 from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.errors import DatasetError
+from isda.files import write_text
 
 __all__ = [
     "LocatedMetadata",
@@ -116,7 +117,7 @@ def _checked_file(json_file: str, image_root: str) -> str:
 def write_copy(content: dict, json_file: str) -> str:
     _COPIES.append(tempfile.TemporaryDirectory(prefix="isda-annotations-"))
     path = Path(_COPIES[-1].name) / os.path.basename(json_file)
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))
     return str(path)
 
 

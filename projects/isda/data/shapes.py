@@ -18,6 +18,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 
+from isda.files import write_bytes, write_text
+
 logger = logging.getLogger(__name__)
 
 # Part of every generated folder's stamp: raise it with any change that alters a pixel or a mask.
@@ -381,8 +383,8 @@ def write_shapes(folder: Path, num_images: int, parameters: ShapesParameters) ->
     for index in range(num_images):
         drawn = draw_shapes(index, parameters)
         name = f"images/{index:06d}.png"
-        if not cv2.imwrite(str(folder / name), drawn.image):
-            raise OSError(f"cannot write {folder / name}")
+        _, content = cv2.imencode(".png", drawn.image)
+        write_bytes(folder / name, content)
         images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
         for annotation in _coco_annotations(drawn):
             annotation |= {"id": len(annotations) + 1, "image_id": index + 1}
@@ -390,7 +392,7 @@ def write_shapes(folder: Path, num_images: int, parameters: ShapesParameters) ->
     categories = [{"id": i, "name": name} for i, name in enumerate(parameters.classes, start=1)]
     info = {"description": "generated shapes", **_stamp(num_images, parameters)}
     content = {"info": info, "categories": categories, "images": images, "annotations": annotations}
-    (folder / "instances.json").write_text(json.dumps(content, separators=(",", ":")))
+    write_text(folder / "instances.json", json.dumps(content, separators=(",", ":")))
 
 
 def _coco_annotations(drawn: ShapesImage) -> list[dict]:
@@ -448,7 +450,7 @@ def _replace_folder(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         fresh = Path(temporary) / folder.name
         write_shapes(fresh, num_images, parameters)
-        (fresh / "stamp.json").write_text(stamp)
+        write_text(fresh / "stamp.json", stamp)
         if folder.exists():
             shutil.move(folder, Path(temporary) / "outdated")
         fresh.rename(folder)

@@ -3,9 +3,7 @@
 Images are ``(H, W, 3)`` uint8 in RGB, of the size that the trace's predictor was given.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from isda.inspection.traces import ISDATrace, ISTRTrace
-from isda.visualization import class_labels, draw_instances, instance_colors
+from isda.visualization import class_labels, draw_instances, instance_colors, write_figure
 
 __all__ = [
     "attention_figure",
@@ -291,12 +289,6 @@ def _label_boxes(
         above = top > 0.05 * axes.get_ylim()[0]  # else there is no room in the image
         style = {"fontsize": 7, "va": "bottom" if above else "top", "clip_on": True}
         axes.text(left, top, text, color="white", bbox=box, **style)
-
-
-def write_figure(path: str | os.PathLike, figure: Figure) -> None:
-    """Writes a figure; matplotlib knows .png, .jpg, .svg and .pdf."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def _panels(image: np.ndarray, count: int) -> tuple[Figure, list[Axes]]:

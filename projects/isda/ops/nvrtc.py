@@ -229,11 +229,20 @@ def compiled(kernel: str, architecture: str) -> tuple[bytes, bytes]:
         return symbol, code
     logger.warning("Compiling %s for %s, once; kept in %s", kernel, architecture, path.parent)
     symbol, code = _compile(kernel, sources, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(symbol + b"\n" + code)
-    unfinished.replace(path)
+    _keep(path, symbol + b"\n" + code)
     return symbol, code
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write to the cache; a full or read-only one costs the next process the compilation only."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        logger.warning("The compiled kernel is not kept: %s cannot be written (%s)", path, error)
 
 
 def _cache() -> Path:

@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from isda.files import write_text
 from isda.report import sections
 from isda.report.evaluation import Evaluation
 from isda.report.markup import Html, join, tag
@@ -52,7 +53,7 @@ def write_report(
     path = Path(output) if output else training.folder / FILE_NAME
     page = _page(training, num_images)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

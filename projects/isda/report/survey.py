@@ -22,6 +22,7 @@ from isda.data.survey import (
     recommended_settings,
     summarise,
 )
+from isda.files import write_text
 from isda.report.charts import Series, line_chart
 from isda.report.markup import Html, figure, listing, paragraph, section, table, tag
 from isda.visualization import brighten, draw_annotations
@@ -65,7 +66,7 @@ def write_survey(survey: Survey, output: str | os.PathLike, data: str | os.PathL
     page = _page(Path(data).resolve().name, _header(survey, summaries, data), chapters)
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

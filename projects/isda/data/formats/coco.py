@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pycocotools.mask as mask_util
 from isda.data.errors import DatasetError
 from isda.data.formats.annotated import AnnotatedImage
 from isda.data.masks import compressed_rle
+from isda.files import copy_file, write_bytes, write_text
 
 __all__ = ["class_names", "split_images", "write_coco"]
 
@@ -95,9 +95,9 @@ def write_coco(
         target = folder / split / image.name
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(image.source, Path):
-            shutil.copyfile(image.source, target)
+            copy_file(image.source, target)
         else:
-            target.write_bytes(image.source.read_bytes())
+            write_bytes(target, image.source.read_bytes())
         height, width = image.size
         record = {"id": len(records) + 1, "file_name": image.name}
         records.append(record | {"height": height, "width": width})
@@ -112,7 +112,7 @@ def write_coco(
     }
     path = folder / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(content, ensure_ascii=False))
     return path
 
 
