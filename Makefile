@@ -13,7 +13,7 @@ endif
 MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--any-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint lock wheel doctor cpu-check cuda-check
+.PHONY: help env demo test lint lock wheel doctor cpu-check cuda-check faults-check
 
 help:
 	@echo "make env    the environment, once: .venv with everything pinned (6.4 GB)"
@@ -24,6 +24,7 @@ help:
 	@echo "make wheel  dist/: the package to install elsewhere, with and without compiled kernels"
 	@echo "make cpu-check    the CPU kernels under sanitizers, and for AArch64 where ziglang is installed"
 	@echo "make cuda-check   the CUDA kernels for all GPUs, with nvcc but without a GPU (minutes)"
+	@echo "make faults-check trainings, evaluations and predictions killed, and out of disk (half an hour)"
 	@echo "make lock   resolve requirements.in into requirements.txt anew (needs uv)"
 	@echo "PYTHON=python3.11 with any of them chooses the interpreter."
 
@@ -53,6 +54,10 @@ cpu-check: env
 cuda-check: env
 	@ISDA_CUDA_CHECK=1 $(BIN)/python -m pytest -rP tests/ops/test_cuda_build.py \
 		tests/ops/test_cuda_kernels.py $(ARGS)
+
+# Kills at random moments; ISDA_FAULTS_SEED repeats those of a former run, which it has printed.
+faults-check: env
+	@ISDA_FAULTS_CHECK=1 $(BIN)/python -m pytest -rP tests/engine/test_faults.py $(ARGS)
 
 lock:
 	uv --no-config pip compile --quiet --upgrade --universal --python-version 3.10 \

@@ -98,7 +98,9 @@ class BestCheckpointer(HookBase):
             logger.warning("no metric %s to choose the best model by (AP: %s)", self.metric, known)
             return
         value, iteration = latest[self.metric]
-        if not value > self.best:  # NaN included
+        # Once more where a kill may have come between the weights and the predictions.
+        again = (value, iteration) == (self.best, self.best_iteration)
+        if not value > self.best and not again:  # NaN included
             return
         self.best, self.best_iteration = float(value), int(iteration)
         contents = {"metric": self.metric, "value": self.best, "iteration": self.best_iteration}
