@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
-from toys import toy_config, toy_data
+from toys import RETINANET, toy_config, toy_data
 
 from isda.engine.architectures import check_trainable, has_masks, node_with_classes
 from isda.engine.setup import ConfigError, check_config, resolve_classes
@@ -24,14 +24,6 @@ class Misdeclared(nn.Module):
 @META_ARCH_REGISTRY.register()
 class WithoutClasses(nn.Module):
     config_node = None
-
-
-RETINANET = (
-    *("MODEL.META_ARCHITECTURE", "RetinaNet"),
-    *("MODEL.BACKBONE.NAME", "build_toy_fpn_backbone"),
-    *("MODEL.RETINANET.IN_FEATURES", ["p2", "p3"], "MODEL.RETINANET.NUM_CONVS", 1),
-    *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]], "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
-)
 
 
 @pytest.mark.parametrize(

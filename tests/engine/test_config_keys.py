@@ -8,8 +8,7 @@ import yaml
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_lr_scheduler
 from recording import keys_read
-from test_architectures import RETINANET
-from toys import CHANNELS, ISTR, call, toy_config, toy_data
+from toys import CHANNELS, ISTR, RETINANET, call, toy_config, toy_data
 
 from isda.data.augmentation import build_augmentations
 from isda.engine import config_keys

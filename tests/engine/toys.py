@@ -26,6 +26,14 @@ CHANNELS = {"res2": 8, "res3": 16, "res4": 16, "res5": 32}
 # Overrides that make an ISTR of the toy.
 ISTR = ("MODEL.META_ARCHITECTURE", "ISTR", "MODEL.BACKBONE.NAME", "build_toy_fpn_backbone")
 
+# A RetinaNet of toys.
+RETINANET = (
+    *("MODEL.META_ARCHITECTURE", "RetinaNet"),
+    *("MODEL.BACKBONE.NAME", "build_toy_fpn_backbone"),
+    *("MODEL.RETINANET.IN_FEATURES", ["p2", "p3"], "MODEL.RETINANET.NUM_CONVS", 1),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]], "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
+)
+
 
 @BACKBONE_REGISTRY.register()
 class ToyBackbone(Backbone):

@@ -160,6 +160,10 @@ _IDLE = (
     ("MODEL.WEIGHTS_MIN_MATCHED", _is("MODEL.WEIGHTS", "")),
     ("MODEL.META_ARCHITECTURE MODEL.DEVICE MODEL.WEIGHTS MODEL.PIXEL_*", _NEVER),
     ("MODEL.BACKBONE.*", _NEVER),
+    (
+        "MODEL.ISDA.BOX_* MODEL.ISDA.GIOU_*",
+        _any(_read_by("ISDA"), _is("MODEL.ISDA.BOXES", False)),
+    ),
     ("MODEL.ISDA.*", _read_by("ISDA")),
     ("MODEL.ISTR.*", _read_by("ISTR")),
     (

@@ -271,10 +271,9 @@ def _build_transformer(isda: CfgNode) -> DeformableTransformer:
 
 
 def _build_criterion(isda: CfgNode) -> MaskCriterion:
-    return MaskCriterion(
-        MaskMatcher(isda.CLASS_COST, isda.MASK_COST, isda.BOX_COST, isda.GIOU_COST),
-        class_weight=isda.CLASS_WEIGHT,
-        mask_weight=isda.MASK_WEIGHT,
-        box_weight=isda.BOX_WEIGHT,
-        giou_weight=isda.GIOU_WEIGHT,
-    )
+    costs = {"class_cost": isda.CLASS_COST, "mask_cost": isda.MASK_COST}
+    weights = {"class_weight": isda.CLASS_WEIGHT, "mask_weight": isda.MASK_WEIGHT}
+    if isda.BOXES:
+        costs |= {"box_cost": isda.BOX_COST, "giou_cost": isda.GIOU_COST}
+        weights |= {"box_weight": isda.BOX_WEIGHT, "giou_weight": isda.GIOU_WEIGHT}
+    return MaskCriterion(MaskMatcher(**costs), **weights)
