@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -105,12 +106,10 @@ def _open_onnx(path: Path):
 def _open_program(path: Path):
     import torch
 
-    # Else PyTorch unpickles, and so executes, what it cannot read as tensors alone.
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     extra = {"isda.json": ""}
     try:
-        program = torch.export.load(path, extra_files=extra)
+        with _tensors_only():
+            program = torch.export.load(path, extra_files=extra)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path} holds Python objects besides its graph and tensors, which could run code: "
@@ -123,6 +122,19 @@ def _open_program(path: Path):
             return [output.numpy() for output in module(torch.tensor(image))]
 
     return run, extra["isda.json"]
+
+
+@contextmanager
+def _tensors_only():
+    """Else PyTorch unpickles, and so executes, what it cannot read as tensors alone."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
 
 
 def overlay(image: Image.Image, masks: np.ndarray) -> Image.Image:

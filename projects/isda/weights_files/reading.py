@@ -116,16 +116,24 @@ def others_read_tensors_only() -> Iterator[None]:
     Raises:
         WeightsError: a file holds more than tensors.
     """
+    try:
+        with _tensors_only():
+            yield
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"a downloaded file {_diagnosis(error)}") from None
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """PyTorch's own switch, whatever the user's environment says of it."""
     names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ[names[0]] = "1"
     try:
         yield
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"a downloaded file {_diagnosis(error)}") from None
     finally:
         del os.environ[names[0]]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        os.environ.update(before)
 
 
 class _ContentError(ValueError):
@@ -146,9 +154,9 @@ def _read_torch(path: Path, mmap: bool) -> Any:
     with (
         open(path, "rb") as file,
         torch.serialization.safe_globals(_TORCH_SAFE),
+        _tensors_only(),
         _diagnosed(),
     ):
-        # Said, since the environment can change PyTorch's default.
         content = torch.load(
             path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap
         )
