@@ -76,6 +76,23 @@ def test_masks_of_every_form_look_the_same(image, masks, form):
     assert (drawn[28:, :37] == GREY).all()
 
 
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (3000, 2), (2, 3000)])
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_the_thinnest_images_are_drawn(size, scale):
+    thin = np.full((*size, 3), GREY, np.uint8)
+    mask = torch.zeros(1, *size, dtype=torch.bool)
+    mask.view(-1)[: mask.numel() // 3] = True
+    drawn = draw_instances(thin, mask, scale=scale)
+    assert drawn.shape == (*(max(round(side * scale), 1) for side in size), 3)
+    assert not (drawn == GREY).all()
+
+
+def test_a_picture_too_long_for_its_format_says_so(tmp_path):
+    with pytest.raises(OSError, match=r"\.jpg holds sides of at most 65500 pixels.*use \.png"):
+        write_image(tmp_path / "a.jpg", np.zeros((1, 70_000, 3), np.uint8))
+    write_image(tmp_path / "a.png", np.zeros((1, 70_000, 3), np.uint8))
+
+
 def test_scale_enlarges_image_and_masks(image, masks):
     drawn = draw_instances(image, masks, scale=2)
     assert drawn.shape == (120, 160, 3)

@@ -71,7 +71,7 @@ class ExportedModel:
         """Detectron2's: one size for the shorter side, unless the longer gets too long."""
         scale = self.info["min_size"] / min(image.size) if self.info["min_size"] else 1.0
         scale = min(scale, self.info["max_size"] / max(image.size))
-        return tuple(int(side * scale + 0.5) for side in image.size)
+        return tuple(max(int(side * scale + 0.5), 1) for side in image.size)
 
     def _enlarge(self, masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         # Probabilities are resized and then compared, so that edges stay smooth: without the

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
+import pycocotools.mask as mask_util
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
 
@@ -50,6 +51,7 @@ _TITLE_HEIGHT = 24  # pixels
 _WHITE = 255
 _BRIGHT = 200  # what brighten() wants the brightest pixels to be
 _LARGE_PIXELS = 2**22  # of an image that Matplotlib is spared
+_LARGEST_SIDES = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}  # pixels that codecs take
 _LINE, _FONT = 1500, 2500  # pixels of an image's longer side per unit of thickness and font size
 # Turning the hue by the golden ratio keeps any number of neighbours in the list apart.
 _GOLDEN_RATIO = 0.618034
@@ -94,10 +96,17 @@ def draw_instances(
         alpha: opacity of the masks.
 
     Returns:
-        ``(scale * H, scale * W, 3)``.
+        ``(scale * H, scale * W, 3)``, with at least one pixel per side.
     """
     masks = None if masks is None or len(masks) == 0 else masks
     boxes = None if boxes is None or len(boxes) == 0 else boxes
+    if min(image.shape[:2]) * scale < 1:  # a canvas that Matplotlib does not have
+        full = draw_instances(image, masks, boxes=boxes, labels=labels, colors=colors, alpha=alpha)
+        sides = [max(round(side * scale), 1) for side in image.shape[1::-1]]
+        return cv2.resize(full, sides, interpolation=cv2.INTER_AREA)
+    if image.shape[1] == 2 and isinstance(masks, Tensor | np.ndarray | BitMasks):
+        # Detectron2 would take masks of two columns for lists of points, and fail.
+        masks = [mask_util.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
     visualizer = Visualizer(image, scale=scale)
     if masks is not None or boxes is not None:
         count = len(boxes if masks is None else masks)
@@ -235,7 +244,7 @@ def add_title(image: np.ndarray, title: str) -> np.ndarray:
     strip = np.full((_TITLE_HEIGHT, image.shape[1], 3), _WHITE, np.uint8)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
     (width, _), _ = cv2.getTextSize(title, font, size, 1)
-    size *= min(1.0, (image.shape[1] - 4) / max(width, 1))
+    size *= min(1.0, max(image.shape[1] - 4, 1) / max(width, 1))
     cv2.putText(strip, title, (2, _TITLE_HEIGHT - 8), font, size, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([strip, image])
 
@@ -283,6 +292,12 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
         OSError: the file cannot be written, or OpenCV does not know the suffix.
     """
     path = Path(path)
+    limit = _LARGEST_SIDES.get(path.suffix.lower())
+    if limit and max(image.shape[:2]) > limit:
+        raise OSError(
+            f"cannot write {path}: {path.suffix} holds sides of at most {limit} pixels, and the "
+            f"picture has {image.shape[1]}x{image.shape[0]} (width x height); use .png"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

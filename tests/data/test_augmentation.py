@@ -124,6 +124,23 @@ def test_large_scale_jitter_fills_the_square_or_stays_smaller(height, width):
     assert min(areas) < 0.2 * 256**2
 
 
+@pytest.mark.parametrize(
+    "keys", [{}, {"CROP__TYPE": "relative", "CROP__SIZE": [0.3, 0.3]}, {"IMAGE_SIZE": 128}]
+)
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 20000), (20000, 2), (1, 1)])
+def test_the_thinnest_images_keep_a_pixel_per_side(keys, size):
+    np.random.seed(0)
+    name = "isda_lsj" if "IMAGE_SIZE" in keys else "isda"
+    cfg = config(DATASET_MAPPER_NAME=name, MIN_SIZE_TRAIN=(96,), MAX_SIZE_TRAIN=128, **keys)
+    for is_train in (True, False):
+        for _ in range(12):
+            augmented, transforms = augment(build_augmentations(cfg, is_train), *size)
+            assert min(augmented) >= 1 and max(augmented) <= 1333
+            # Nothing in between is larger than a usual photograph either.
+            sides = [(t.new_h, t.new_w) for t in transforms if isinstance(t, T.ResizeTransform)]
+            assert all(height * width < 10_000_000 for height, width in sides)
+
+
 def test_test_time_only_resizes():
     for name in ("isda", "isda_lsj", "fixed"):
         cfg = config(DATASET_MAPPER_NAME=name, COLOR_AUG=True, RANDOM_ROTATE90=True)

@@ -11,9 +11,10 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.structures import Instances
 from PIL import Image
+from small_models import small_config, small_model
 from torch import nn
 
-from isda import Predictor, add_isda_config, add_istr_config
+from isda import Predictor, add_isda_config, add_istr_config, model_zoo
 from isda.checkpoint import WeightsError
 from isda.data.errors import ImageError
 from isda.engine.inference import saved_classes
@@ -160,10 +161,65 @@ def test_lists_run_in_batches_in_order(tmp_path):
     sizes = [(80, 120), (64, 64), (100, 50), (40, 90), (90, 90)]
     predictions = predictor([photo(*size) for size in sizes])
     assert [prediction.image_size for prediction in predictions] == sizes
-    assert [len(shapes) for shapes in predictor.model.seen] == [2, 2, 1]
+    # 80x120 and 64x64 become 64x96 and 64x64, 100x50 and 40x90 differ as well
+    assert [len(shapes) for shapes in predictor.model.seen] == [1] * 5
     assert predictor([]) == []
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        Predictor(probe_config(tmp_path), batch_size=0)
+    predictor.model.seen.clear()
+    predictor([photo(*size) for size in [(64, 64), (90, 90), (64, 64), (80, 120)]])
+    assert [len(shapes) for shapes in predictor.model.seen] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "4", None, True])
+def test_a_batch_is_a_whole_number_of_images(tmp_path, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be .*, got {batch_size!r}"):
+        Predictor(probe_config(tmp_path), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("threshold", [50, -0.1, 1.5, float("nan"), "0.5"])
+def test_a_threshold_is_a_score(tmp_path, threshold):
+    with pytest.raises(ValueError, match=f"threshold is a score, from 0 to 1, got {threshold!r}"):
+        Predictor(probe_config(tmp_path), threshold=threshold)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", 0, "CUDA", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_named(tmp_path, device):
+    with pytest.raises(ValueError, match=f"no device '{device}'.*give cpu"):
+        Predictor(probe_config(tmp_path), device=device)
+    with pytest.raises(ValueError, match="no device 'gpu': give cpu"):
+        Predictor(probe_config(tmp_path, "MODEL.DEVICE", "gpu"))
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 20000), (20000, 2), (1, 1)])
+def test_the_thinnest_images_have_results(predictor, size):
+    prediction = predictor(photo(*size))
+    assert prediction.image_size == size
+    assert min(predictor.model.seen[-1][0]) >= 1
+    assert prediction.pred_masks.shape[1:] == size
+    assert prediction.draw().shape == (*size, 3)
+
+
+@pytest.mark.parametrize("name", ["isda", "istr", "mask_rcnn"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_image_does_not_depend_on_its_company(tmp_path, name, batch_size):
+    """To the last bit alone; in batches but for rounding."""
+    if name == "mask_rcnn":
+        cfg = model_zoo.get_config("nuclei/mask_rcnn_mobilenet_v2", trained=True)
+        cfg.defrost()
+        cfg.TEST.DETECTIONS_PER_IMAGE = 12
+    else:
+        cfg = small_config(name)
+        cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+        torch.save({"model": small_model(name).state_dict()}, cfg.MODEL.WEIGHTS)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.MODEL.DEVICE = 96, 160, "cpu"
+    predictor = Predictor(cfg, batch_size=batch_size)
+    photos = [photo(64, 64), photo(64, 100)[:, ::-1], photo(64, 64)[::-1], photo(90, 50)]
+    for image, together in zip(photos, predictor(photos), strict=True):
+        alone = predictor(image)
+        assert len(alone) == len(together) > 0
+        tolerance = 0 if batch_size == 1 else 1e-5
+        torch.testing.assert_close(together.scores, alone.scores, atol=tolerance, rtol=0)
+        differing = (together.pred_masks != alone.pred_masks).float().mean()
+        assert differing <= (0 if batch_size == 1 else 1e-3)
 
 
 def test_what_is_no_image_is_named(predictor, tmp_path):

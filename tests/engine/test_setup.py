@@ -146,6 +146,7 @@ def test_missing_and_broken_files(tmp_path):
         ("SOLVER.ACCUMULATION", 0, "SOLVER.ACCUMULATION must be at least 1"),
         ("SOLVER.BASE_LR", 0.0, "SOLVER.BASE_LR must be above 0"),
         ("SOLVER.OPTIMIZER", "adamw", "SOLVER.OPTIMIZER must be one of ADAMW, SGD, got 'adamw'"),
+        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE: there is no device 'gpu': give cpu"),
         ("SOLVER.AMP.DTYPE", "half", "SOLVER.AMP.DTYPE must be one of bfloat16, float16"),
         ("TEST.AMP.DTYPE", "half", "TEST.AMP.DTYPE must be one of bfloat16, float16"),
         ("SOLVER.EMA.DECAY", 1.0, "SOLVER.EMA.DECAY must be between 0 and 1"),

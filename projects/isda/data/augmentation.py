@@ -5,9 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation
 
-__all__ = ["RandomColor", "RandomRotation90", "Rotation90Transform", "build_augmentations"]
+__all__ = [
+    "RandomColor",
+    "RandomCrop",
+    "RandomRotation90",
+    "ResizeScale",
+    "ResizeShortestEdge",
+    "Rotation90Transform",
+    "build_augmentations",
+]
+
+# Of the longer side to the shorter: what is thinner is not enlarged where no size bounds it.
+_LONGEST = 16
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -22,7 +32,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
             f"INPUT.DATASET_MAPPER_NAME must be one of {', '.join(_RESIZES)}, got {name!r}"
         )
     if not is_train:
-        return build_augmentation(cfg, is_train=False)
+        return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     return [*_color(cfg), *_flips(cfg), *_RESIZES[name](cfg)]
 
 
@@ -44,8 +54,9 @@ def _detr_resize(cfg: CfgNode) -> list[T.Augmentation]:
             "INPUT.CROP.SIZE must be two shares of the image, above 0 and at most 1, for "
             f"INPUT.CROP.TYPE {crop.TYPE}, got {list(crop.SIZE)}"
         )
-    before = T.ResizeShortestEdge(tuple(crop.RESIZE_BEFORE), sample_style="choice")
-    cut = T.AugmentationList([before, T.RandomCrop(crop.TYPE, crop.SIZE)])
+    sizes = tuple(crop.RESIZE_BEFORE)
+    before = ResizeShortestEdge(sizes, _LONGEST * max(sizes), "choice")
+    cut = T.AugmentationList([before, RandomCrop(crop.TYPE, crop.SIZE)])
     return [T.RandomApply(cut, crop.PROBABILITY), resize]
 
 
@@ -61,7 +72,7 @@ def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
             "large-scale jitter needs INPUT.IMAGE_SIZE >= 1 and 0 < INPUT.MIN_SCALE <= "
             f"INPUT.MAX_SCALE, got {size}, {low} and {high}"
         )
-    return [T.ResizeScale(low, high, size, size), T.FixedSizeCrop((size, size), pad=False)]
+    return [ResizeScale(low, high, size, size), T.FixedSizeCrop((size, size), pad=False)]
 
 
 def _fixed_resize(cfg: CfgNode) -> list[T.Augmentation]:
@@ -80,7 +91,7 @@ def _resize_shortest_edge(cfg: CfgNode) -> T.Augmentation:
             f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} does not go with "
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING {style}: range takes (smallest, largest), choice any"
         )
-    return T.ResizeShortestEdge(tuple(sizes), cfg.INPUT.MAX_SIZE_TRAIN, style)
+    return ResizeShortestEdge(tuple(sizes), cfg.INPUT.MAX_SIZE_TRAIN, style)
 
 
 def _flips(cfg: CfgNode) -> list[T.Augmentation]:
@@ -101,6 +112,34 @@ def _color(cfg: CfgNode) -> list[T.Augmentation]:
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ValueError(f"INPUT.COLOR_AUG needs INPUT.FORMAT RGB or BGR, got {cfg.INPUT.FORMAT}")
     return [RandomColor(cfg.INPUT.FORMAT)]
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but no side of an image, however thin it is, comes out without a pixel."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return _with_a_pixel(super().get_transform(image))
+
+
+class ResizeScale(T.ResizeScale):
+    """Detectron2's, but no side of an image, however thin it is, comes out without a pixel."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return _with_a_pixel(super().get_transform(image))
+
+
+class RandomCrop(T.RandomCrop):
+    """Detectron2's, but no side of an image, however thin it is, comes out without a pixel."""
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = super().get_crop_size(image_size)
+        return max(height, 1), max(width, 1)
+
+
+def _with_a_pixel(transform: T.Transform) -> T.Transform:
+    if isinstance(transform, T.ResizeTransform):
+        transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+    return transform
 
 
 class RandomColor(T.Augmentation):

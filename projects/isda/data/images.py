@@ -132,6 +132,8 @@ def check_image_size(dataset_dict: dict, image: np.ndarray) -> None:
 
 
 def _converted(image: Image.Image, name: str, format: str) -> np.ndarray:
+    if 0 in image.size:
+        raise ImageError(f"{name}: has no pixel: its size is {image.width}x{image.height}")
     image = _apply_exif_orientation(image)
     if image.mode in _DEEP_MODES or image.mode.startswith("I;"):
         image = Image.fromarray(_to_8_bits(np.asarray(image), name))

@@ -11,6 +11,7 @@ from torch import nn
 from isda.checkpoint import Checkpointer, classes_in
 from isda.data.classes import class_names_of
 from isda.engine.architectures import node_with_classes
+from isda.engine.devices import check_device
 from isda.engine.setup import uses_cuda
 from isda.weights_files import read_checkpoint
 
@@ -51,7 +52,8 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
 
     Raises:
         WeightsError: there is no such file, or it cannot be read.
-        ValueError: ``MODEL.WEIGHTS`` is empty, or does not hold the whole model.
+        ValueError: ``MODEL.WEIGHTS`` is empty, or does not hold the whole model, or there is no
+            such device.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -60,6 +62,7 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
             "MODEL.WEIGHTS is empty, so the model would be untrained: name the file of a "
             "training, as in MODEL.WEIGHTS output/model_final.pth"
         )
+    check_device(cfg.MODEL.DEVICE, may_lack_cuda=True)
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
         cfg.MODEL.DEVICE = "cpu"
     classes = saved_classes(cfg.MODEL.WEIGHTS) or _classes_of_datasets(cfg)

@@ -1,6 +1,7 @@
 """A trained model applied to images."""
 
 import functools
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Instances
 
 from isda import model_zoo
 from isda.compilation import compile_inference
+from isda.data.augmentation import ResizeShortestEdge
 from isda.data.images import rgb_image
+from isda.engine.devices import check_device
 from isda.engine.inference import inference_autocast, load_trained
 from isda.engine.prediction import Prediction
 from isda.engine.setup import load_config
@@ -54,7 +56,7 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         threshold: float | None = None,
-        batch_size: int = 4,
+        batch_size: int = 1,
         compile: bool = False,
     ):
         """
@@ -64,24 +66,26 @@ class Predictor:
                 config whose ``MODEL.WEIGHTS`` names the weights.
             device: such as "cpu" or "cuda:1"; None takes the config's, and the CPU where there is
                 no GPU.
-            threshold: lowest score of an instance. None is 0.5 and, for a config, 0: then all
-                come back, as from ``DefaultPredictor``.
-            batch_size: images of a list that the model gets at a time.
+            threshold: lowest score of an instance, from 0 to 1. None is 0.5 and, for a config, 0:
+                then all come back, as from ``DefaultPredictor``.
+            batch_size: images of a list that the model may get at a time, which can be faster on
+                GPUs. They must be of one size after scaling, so that none is padded as another
+                needs it; what is left is rounding (1e-6 of a score on CPUs).
             compile: by ``torch.compile``, at the first image, which then takes minutes; see
                 :func:`isda.compilation.compile_inference`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: there is no such model or training, the weights do not hold the whole
-                model, or it is to be compiled and neither ISDA nor ISTR.
+            ValueError: there is no such model, training or device, an argument is out of range,
+                the weights do not hold the whole model, or it is to be compiled and neither ISDA
+                nor ISTR.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        _check_numbers(threshold, batch_size)
         is_config = isinstance(source, CfgNode)
         cfg = source.clone() if is_config else _config_of(source)
         cfg.defrost()
         if device is not None:
-            cfg.MODEL.DEVICE = str(device)
+            cfg.MODEL.DEVICE = str(check_device(device))
         if threshold is None:
             threshold = 0.0 if is_config else _THRESHOLD
         self.threshold, self.batch_size = threshold, batch_size
@@ -105,7 +109,8 @@ class Predictor:
                 ``INPUT.FORMAT`` is.
 
         Returns:
-            The instances of the image, on the CPU, with masks of its size; of a list, a list.
+            The instances of the image, on the CPU, with masks of its size; of a list, a list. An
+            image's do not depend on the others in the list.
 
         Raises:
             ImageError: an image cannot be read, or is none.
@@ -121,8 +126,12 @@ class Predictor:
     @torch.no_grad()
     def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         inputs = [self._input(image) for image in images]
+        outputs: list[Any] = [None] * len(inputs)
         with self._autocast():
-            outputs = self._outputs(inputs)
+            for indices in _of_one_size(inputs):
+                found = self._outputs([inputs[index] for index in indices])
+                for index, instances in zip(indices, found, strict=True):
+                    outputs[index] = instances
         predictions = []
         for image, instances in zip(images, outputs, strict=True):
             instances = instances.to("cpu")
@@ -145,6 +154,25 @@ class Predictor:
         # Detectron2 would paste all masks of a large image into one tensor.
         found = self.model.inference(inputs, do_postprocess=False)
         return [boxed_instances(i, (x["height"], x["width"])) for i, x in zip(found, inputs)]
+
+
+def _check_numbers(threshold: float | None, batch_size: int) -> None:
+    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool):
+        raise ValueError(f"batch_size must be a whole number, got {batch_size!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if threshold is None:
+        return
+    if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:  # NaN included
+        raise ValueError(f"threshold is a score, from 0 to 1, got {threshold!r}")
+
+
+def _of_one_size(inputs: Sequence[dict]) -> list[list[int]]:
+    """Indices of the images that have one size as the model gets them, in the order of the list."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, x in enumerate(inputs):
+        groups.setdefault(x["image"].shape, []).append(index)
+    return list(groups.values())
 
 
 def _config_of(source: str | os.PathLike) -> CfgNode:

@@ -22,6 +22,7 @@ from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
 from isda.engine.architectures import architecture, check_trainable, node_with_classes
 from isda.engine.config_keys import flattened, without_effect
+from isda.engine.devices import DeviceError, check_device
 from isda.engine.errors import ConfigError
 from isda.engine.own_data import use_own_data
 from isda.engine.resuming import Resumption, find_resumption
@@ -431,6 +432,10 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         if not holds(values[key]):
             raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
     check_trainable(cfg)
+    try:
+        check_device(cfg.MODEL.DEVICE, may_lack_cuda=True)
+    except DeviceError as error:
+        raise ConfigError(f"MODEL.DEVICE: {error}") from error
     _check_combinations(cfg, world_size)
 
 

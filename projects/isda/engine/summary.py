@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -60,7 +61,7 @@ def _write(cfg: CfgNode) -> None:
     for draw in (_draw_curves, _draw_extremes, _draw_report):
         try:
             written += draw(cfg, folder)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, cv2.error) as error:
             logger.warning("not all pictures of the training: %s", error)
     _announce(folder, written)
 

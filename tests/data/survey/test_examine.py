@@ -323,5 +323,7 @@ def test_recommended_settings(tmp_path):
     assert (large["INPUT.MIN_SIZE_TEST"], large["INPUT.MAX_SIZE_TEST"]) == (800, 1088)
     large = settings(tmp_path, split_with(12, size=(3000, 4000), side=20))
     assert (large["INPUT.MIN_SIZE_TEST"], large["INPUT.MAX_SIZE_TEST"]) == (1024, 1376)
+    thin = settings(tmp_path, split_with(1, size=(4, 40_000), side=2))
+    assert thin["INPUT.MAX_SIZE_TEST"] == thin["INPUT.MAX_SIZE_TRAIN"] == 2688
     none = settings(tmp_path, split_with(0, size=(100, 100)))
     assert none["INPUT.MIN_SIZE_TEST"] == 256 and np.ndim(none["INPUT.MIN_SIZE_TRAIN"]) == 1

@@ -16,6 +16,7 @@ _FEWEST_QUERIES = 50
 _SMALL = 16
 _SHORT_SIDES = (256, 800)  # between which the shorter side of an image is taken as it is
 _LONGEST = 1333
+_LARGEST_LONGEST = 2688  # of what is very thin: it is scaled down
 _LARGEST_SCALE = 2.0
 _STEP = 32  # coarsest stride of a backbone
 
@@ -45,7 +46,7 @@ def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
         scale = min(max(scale, _SMALL / max(small, 1.0)), limit)
     short = _rounded_up(scale * median, _STEP)
     train = tuple(_rounded_up(share * short, _STEP) for share in (0.75, 0.875, 1.0))
-    longest = _rounded_up(aspect * short, _STEP)
+    longest = max(min(_rounded_up(aspect * short, _STEP), _LARGEST_LONGEST), short)
     return {
         "MODEL.ISDA.NUM_QUERIES": queries,
         "TEST.DETECTIONS_PER_IMAGE": queries,
