@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from isda.ops import nvrtc, pytorch, selection
 
@@ -71,6 +72,9 @@ def ms_deform_attn(
     _check(*inputs)
     if not torch.compiler.is_compiling():
         _check_levels(value, shapes, starts)
+    if _transformed(value, sampling_locations, attention_weights):
+        with torch.autocast(value.device.type, enabled=False):
+            return pytorch.gather_form(*inputs)
     if selection.pure_requested(value.device):
         return torch.ops.isda.ms_deform_attn_pure(*inputs)
     return torch.ops.isda.ms_deform_attn(*inputs)
@@ -131,6 +135,15 @@ def _warn_of_coarse_locations(dtype: torch.dtype) -> None:
 def _exporting() -> bool:
     """Exported programs and ONNX know ``grid_sample``, but not this operator."""
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+
+
+def _transformed(*tensors: Tensor) -> bool:
+    """Whether ``torch.func`` or forward mode looks on, whose rules no custom operator can have."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def _check(

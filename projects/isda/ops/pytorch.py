@@ -13,7 +13,14 @@ from torch import Tensor
 
 from isda.ops import bags
 
-__all__ = ["backward", "forward", "gather_backward", "gather_forward", "grid_sample_form"]
+__all__ = [
+    "backward",
+    "forward",
+    "gather_backward",
+    "gather_form",
+    "gather_forward",
+    "grid_sample_form",
+]
 
 _GATHERED_BYTES = 1 << 28
 
@@ -118,11 +125,33 @@ def grid_sample_form(
     return output.to(value.dtype).contiguous()
 
 
-def gather_forward(
+def gather_form(
     value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
+    """The output (B, Q, M·D) in the dtype of ``value``, with the derivatives that backward has."""
+    batch, queries, heads = weights.shape[:3]
+    if not value.numel() * weights.numel():
+        return value.new_zeros(batch, queries, heads * value.shape[-1])
+    wide = value.to(weights.dtype)
+    pieces = [
+        gather_forward(wide, shapes, starts, *piece, right_derivative=True)
+        for piece in _pieces(value, locations, weights)
+    ]
+    return torch.cat(pieces, dim=1).flatten(2).to(value.dtype)
+
+
+def gather_forward(
+    value: Tensor,
+    shapes: Tensor,
+    starts: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    right_derivative: bool = False,
+) -> Tensor:
     """The output as (B, Q, M, D), by differentiable basic operations."""
-    right, below, tokens = _geometry(value, shapes, starts, locations, right_derivative=False)
+    geometry = _geometry(value, shapes, starts, locations, right_derivative=right_derivative)
+    right, below, tokens = geometry
     coefficients = _coefficients(right, below, _spoil(weights, locations, shapes))
     cells = _gather(value, tokens)
     return (coefficients.flatten(3).unsqueeze(3) @ cells).squeeze(3)
