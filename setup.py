@@ -91,13 +91,13 @@ def write_commit(folder: Path) -> None:
     """Say in ``folder`` what it was built from, where that is known."""
     commit = current_commit()
     if commit:
-        (folder / COMMIT).write_text(f"{commit}\n")
+        (folder / COMMIT).write_text(f"{commit}\n", encoding="utf-8")
 
 
 def current_commit() -> "str | None":
     """The commit of this checkout, or the one that a source distribution names."""
     if COMMIT.exists():
-        return COMMIT.read_text().strip()
+        return COMMIT.read_text(encoding="utf-8").strip()
     if not Path(".git").exists():  # else git would look in the folders above
         return None
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]

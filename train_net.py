@@ -12,6 +12,7 @@ torchrun --nproc_per_node 2 train_net.py --config-file CONFIG MODEL.DEVICE cpu
 import argparse
 from collections import OrderedDict
 
+from isda import console
 from isda.checkpoint import Checkpointer
 from isda.data.classes import classes_of
 from isda.engine.launch import argument_parser, run
@@ -41,4 +42,5 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
 
 
 if __name__ == "__main__":
+    console.start()
     run(main, argument_parser(epilog=__doc__).parse_args())

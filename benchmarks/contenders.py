@@ -146,7 +146,7 @@ def _kernel_of_2020(folder: Path) -> Contender:
         copy = Path(scratch) / "src"
         shutil.copytree(sources, copy)
         for path in [*copy.rglob("*.cu"), *copy.rglob("*.cpp"), *copy.rglob("*.h")]:
-            path.write_text(repaired(path.read_text()))
+            path.write_text(repaired(path.read_text(encoding="utf-8")), encoding="utf-8")
         parts = ("*.cpp", "cpu/*.cpp", "cuda/*.cu")
         module = load(
             "isda_benchmark_kernel_of_2020",

@@ -1,6 +1,5 @@
 """The results: a table while they come in, then JSON, Markdown and a plot."""
 
-import json
 import logging
 import platform
 import statistics
@@ -13,6 +12,7 @@ import torch
 
 from benchmarking.environment import processor_name
 from benchmarking.timing import quartiles_of_ratios
+from isda import strict_json
 
 __all__ = ["Row", "machine", "print_header", "print_row", "write"]
 
@@ -104,8 +104,10 @@ def write(path: Path, about: dict, rows: Sequence[Row], memory: Sequence[dict]) 
     """``path`` with .json, .md and, where Matplotlib is installed, .png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {**about, "rows": [asdict(row) for row in rows], "memory": list(memory)}
-    path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    path.with_suffix(".md").write_text(_markdown(about, rows, memory))
+    path.with_suffix(".json").write_text(
+        strict_json.dumps(content, indent=1) + "\n", encoding="utf-8"
+    )
+    path.with_suffix(".md").write_text(_markdown(about, rows, memory), encoding="utf-8")
     series = [row for row in rows if row.axis]
     if not series:
         return

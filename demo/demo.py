@@ -11,7 +11,6 @@ demo.py --config-file CONFIG --webcam --opts MODEL.WEIGHTS W.pth
 import argparse
 import contextlib
 import glob
-import json
 import logging
 import sys
 import time
@@ -26,12 +25,12 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.video_visualizer import VideoVisualizer, _DetectedInstance
 from PIL import UnidentifiedImageError
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from isda import model_zoo
+from isda import console, model_zoo, strict_json
+from isda.console import printable
 from isda.data.errors import ImageError
 from isda.engine.prediction import Prediction
 from isda.engine.predictor import Predictor, confident
@@ -42,6 +41,11 @@ from isda.visualization import draw_predictions, write_image
 WINDOW = "isda"
 ESCAPE = 27
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+# What one image may raise, for its content, its size or the file that it is drawn into. The others
+# are gone through all the same.
+OF_ONE_IMAGE = (ImageError, OSError, RuntimeError, MemoryError, cv2.error)
 
 
 class DemoError(Exception):
@@ -191,7 +195,7 @@ class CocoResults:
     def __exit__(self, *_) -> None:  # also when somebody interrupts: what was found is not lost
         if self.path:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps(self.content()))
+            write_text(self.path, strict_json.dumps(self.content()))
 
     def add(self, file_name: str, prediction: Prediction, **fields) -> None:
         """Takes the instances of one image; ``fields`` stand beside its name."""
@@ -251,33 +255,32 @@ class Speed:
 
 
 def run_on_images(predictor: Predictor, args: argparse.Namespace) -> int:
-    """Draws on every image that can be read; returns how many inputs failed."""
+    """Draws on every image that can be used; returns how many inputs failed."""
     images, failures = find_images(args.input)
     pictures, json_file = split_outputs(args.output)
     outputs = output_paths(images, pictures) if pictures else [None] * len(images)
     speed = Speed()
     with CocoResults(json_file, predictor) as results:
         for number, (path, output) in enumerate(zip(images, outputs), 1):
-            progress = f"[{number}/{len(images)}] {path}:"
+            progress = f"[{number}/{len(images)}] {printable(path)}:"
             try:
                 image = read_image(str(path), "RGB")
-            except ImageError as error:
-                failures[str(path)] = f"cannot be read, skipped ({reason(error)})"
+                instances = speed.predict(predictor, image, args.confidence_threshold)
+                results.add(str(path), instances)
+                drawn = None
+                if output or not json_file:
+                    drawn = draw_predictions(
+                        image, instances, predictor.class_names, with_labels=not args.no_labels
+                    )
+                if output:
+                    write_image(output, drawn)
+            except OF_ONE_IMAGE as error:
+                failures[str(path)] = f"{what_failed(error)}, skipped ({reason(error)})"
                 print(progress, "skipped")
                 continue
-            instances = speed.predict(predictor, image, args.confidence_threshold)
-            results.add(str(path), instances)
-            print(
-                progress, f"{len(instances)} instances" + (f", drawn in {output}" if output else "")
-            )
-            if json_file and not output:
-                continue
-            drawn = draw_predictions(
-                image, instances, predictor.class_names, with_labels=not args.no_labels
-            )
-            if output:
-                write_image(output, drawn)
-            elif not show(drawn, wait=True):
+            place = f", drawn in {printable(output)}" if output else ""
+            print(progress, f"{len(instances)} instances{place}")
+            if drawn is not None and not output and not show(drawn, wait=True):
                 break
     print(speed.summary("image") + (f"; instances in {json_file}" if json_file else ""))
     report(failures)
@@ -289,11 +292,17 @@ def report(failures: dict[str, str]) -> None:
     if len(failures) > 1:
         print(f"{len(failures)} inputs failed:", file=sys.stderr)
     for name, why in failures.items():
-        print(f"{name}: {why}", file=sys.stderr)
+        print(f"{printable(name)}: {printable(why)}", file=sys.stderr)
 
 
-def reason(error: ImageError) -> str:
-    """Why an image cannot be read; the error's own advice is for data sets."""
+def what_failed(error: Exception) -> str:
+    return "cannot be read" if isinstance(error, ImageError) else "failed"
+
+
+def reason(error: Exception) -> str:
+    """Why an image cannot be used; an ImageError's own advice is for data sets."""
+    if not isinstance(error, ImageError):
+        return f"{error}" or type(error).__name__
     if isinstance(error.__cause__, UnidentifiedImageError):
         return "no image, or of an unknown format"
     return str(error.__cause__ or error)
@@ -349,12 +358,16 @@ class VideoPainter:
     def __init__(self, class_names: list[str] | None, with_labels: bool):
         self.class_names = class_names
         self.with_labels = with_labels
-        self.tracker = VideoVisualizer(Metadata())
+        # Matplotlib with it: a second, for videos alone.
+        from detectron2.utils import video_visualizer
+
+        self.instance = video_visualizer._DetectedInstance
+        self.tracker = video_visualizer.VideoVisualizer(Metadata())
 
     def draw(self, frame: np.ndarray, instances: Prediction) -> np.ndarray:
         """An RGB frame under its instances."""
         tracked = [
-            _DetectedInstance(label, box, mask_rle=None, color=None, ttl=8)
+            self.instance(label, box, mask_rle=None, color=None, ttl=8)
             for label, box in zip(
                 instances.pred_classes.tolist(), instances.pred_boxes.tensor.numpy()
             )
@@ -438,7 +451,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    setup_logger(name="isda", abbrev_name="isda")
+    with console.unguarded():
+        setup_logger(name="isda", abbrev_name="isda")
     logging.getLogger("isda").setLevel(logging.WARNING)
     try:
         predictor = Predictor(read_config(args))
@@ -452,4 +466,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

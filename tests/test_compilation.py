@@ -156,7 +156,7 @@ def test_predictor_finds_the_same_in_half_precision(tmp_path):
     """With its convolutions and norms folded."""
     cfg = saved("isda", tmp_path)
     cfg.defrost()
-    cfg.TEST.AMP.ENABLED = True
+    cfg.TEST.AMP.ENABLED, cfg.TEST.AMP.IF_SLOWER = True, "keep"
     image = random_image(131, 170).numpy()
     expected, compiled = Predictor(cfg)(image), Predictor(cfg)
     compile_inference(compiled.model, backend="eager", fullgraph=True)

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -331,7 +332,7 @@ def found(masks):
 @pytest.mark.parametrize("encoded", [False, True])
 def test_large_images_are_painted_mask_by_mask(image, found, encoded, monkeypatch):
     monkeypatch.setattr(visualization, "_LARGE_PIXELS", 100)
-    monkeypatch.setattr(visualization, "Visualizer", None)  # nobody asks for it
+    monkeypatch.setitem(sys.modules, "detectron2.utils.visualizer", None)  # nobody asks for it
     masks = found.pred_masks
     if encoded:
         found.pred_masks = EncodedMasks.encode(masks)

@@ -16,7 +16,6 @@ docs/BENCHMARK.md explains the columns and shows results.
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -25,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from isda import console, strict_json
 from isda.engine.setup import ConfigError  # before Detectron2, whose import it makes silent
 from isda.files import write_text
 
@@ -282,7 +282,7 @@ def add_inference(
 def write(report: Mapping, output: Path) -> None:
     """``benchmark.json``, ``benchmark.md`` and pictures of what was measured."""
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "benchmark.json", json.dumps(report, indent=1) + "\n")
+    write_text(output / "benchmark.json", strict_json.dumps(report, indent=1) + "\n")
     write_text(output / "benchmark.md", markdown(report))
     rows = report["rows"]
     if any("latency" in row or "training" in row for row in rows):
@@ -343,4 +343,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

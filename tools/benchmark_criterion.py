@@ -14,7 +14,6 @@ exactly one training step. Images and masks are synthetic; no weights are loaded
 import argparse
 import copy
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from benchmarking.workload import (
     num_classes,
     synthetic_inputs,
 )
+from isda import strict_json
 from isda.files import write_text
 
 CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> dict:
             step(inputs, Meter(step.model.device, with_memory=False))  # makes AdamW's moments
         report["rows"].append(measure(step, inputs, args.repeats))
         if args.output:
-            write_text(args.output, json.dumps(report, indent=2) + "\n")
+            write_text(args.output, strict_json.dumps(report, indent=2) + "\n")
     print(markdown(report))
     return report
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from isda import console
 from isda.data.errors import DatasetError  # before Detectron2, whose import it makes silent
 
 # isort: split
@@ -180,4 +181,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

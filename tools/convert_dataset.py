@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from isda import console
 from isda.data.errors import DatasetError  # before Detectron2, whose import it makes silent
 
 # isort: split
@@ -184,4 +185,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

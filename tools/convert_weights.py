@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from isda import console
 from isda.conversion import SOURCES, Conversion, convert, detect  # before Detectron2: silences it
 from isda.files import replacing
 
@@ -153,4 +154,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

@@ -5,7 +5,11 @@ import io
 import json
 from pathlib import Path
 
-from isda import Predictor, model_zoo  # before Detectron2, whose import it makes silent
+from isda import (  # before Detectron2, whose import it makes silent
+    Predictor,
+    model_zoo,
+    strict_json,
+)
 from isda.files import write_text
 
 # isort: split
@@ -59,7 +63,7 @@ def results_file(output: Path, entry: ModelEntry) -> Path:
 def recall(output: Path, entry: ModelEntry) -> dict[str, dict[str, float]] | None:
     """What :func:`evaluate` found for these weights and this config, if it did."""
     path = results_file(output, entry)
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found["results"] if found.get("of") == evaluated(entry) else None
 
 
@@ -77,7 +81,7 @@ def evaluate(entry: ModelEntry, predictor: Predictor, output: Path) -> dict[str,
     with contextlib.redirect_stdout(io.StringIO()) as console:
         results = Trainer.test(cfg, predictor.model)
     write_text(path.parent / "console.log", console.getvalue())
-    write_text(path, json.dumps({"of": evaluated(entry), "results": results}, indent=1))
+    write_text(path, strict_json.dumps({"of": evaluated(entry), "results": results}, indent=1))
     return results
 
 

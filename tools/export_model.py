@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda import console
 from isda.data.images import read_image  # before Detectron2, whose import it makes silent
 
 # isort: split
@@ -154,4 +155,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

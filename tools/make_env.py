@@ -171,7 +171,7 @@ def create_venv(inherit: bool) -> None:
         # environment, that means the system's packages and not this environment's.
         parents = [folder for folder in sys.path if Path(folder).name.endswith("-packages")]
         lines = [f"import site; site.addsitedir({folder!r})" for folder in parents]
-        site_packages().joinpath("parent.pth").write_text("\n".join(lines) + "\n")
+        site_packages().joinpath("parent.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def site_packages() -> Path:

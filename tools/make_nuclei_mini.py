@@ -46,7 +46,7 @@ def main() -> None:
 
 def write_split(source: Path, output: Path, split: str, places: dict[str, int]) -> str:
     """Writes one split and returns a line that describes it."""
-    content = json.loads((source / f"instances_{split}.json").read_text())
+    content = json.loads((source / f"instances_{split}.json").read_text(encoding="utf-8"))
     fields = nuclei_fields(source, content)
     chosen = [f for kind in KINDS for f in choose(fields[kind], places[kind])]
     images, annotations = [], []

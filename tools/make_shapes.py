@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+from isda import console
 from isda.data.shapes import SHAPE_NAMES, ShapesParameters, write_shapes
 
 DEFAULTS = ShapesParameters()
@@ -93,10 +94,11 @@ def main() -> None:
         write_shapes(args.output, args.images, parameters)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    content = json.loads((args.output / "instances.json").read_text())
+    content = json.loads((args.output / "instances.json").read_text(encoding="utf-8"))
     num_images, num_annotations = len(content["images"]), len(content["annotations"])
     print(f"{num_images} images, {num_annotations} annotations: {args.output / 'instances.json'}")
 
 
 if __name__ == "__main__":
+    console.start()
     main()

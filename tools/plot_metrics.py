@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from isda import console
 from isda.visualization import plot_curves, read_metrics
 
 
@@ -56,4 +57,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

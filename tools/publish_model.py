@@ -18,7 +18,7 @@ import logging
 import sys
 from pathlib import Path
 
-from isda import model_zoo  # before Detectron2: makes it silent
+from isda import console, model_zoo  # before Detectron2: makes it silent
 from isda.files import write_text
 
 # isort: split
@@ -240,4 +240,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

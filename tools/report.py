@@ -6,6 +6,7 @@ python tools/report.py output/shapes
 import argparse
 import sys
 
+from isda import console
 from isda.data.images import read_image  # noqa: F401  (before Detectron2: makes it silent)
 
 # isort: split
@@ -39,4 +40,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isda import console, strict_json
 from isda.engine.predictor import Predictor  # before Detectron2, whose import it makes silent
 
 # isort: split
@@ -108,7 +109,7 @@ class Run:
 
     def recall(self) -> bool:
         """Take over what an earlier demo noted; False if it ran with another configuration."""
-        state = json.loads((self.folder / STATE_FILE).read_text())
+        state = json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8"))
         if state["fingerprint"] != self.fingerprint:
             return False
         self.seconds = state["seconds"]
@@ -117,7 +118,9 @@ class Run:
 
     def save(self) -> None:
         state = {"fingerprint": self.fingerprint, "seconds": self.seconds}
-        write_atomically(self.folder / STATE_FILE, json.dumps(state | {"finished": self.finished}))
+        write_atomically(
+            self.folder / STATE_FILE, strict_json.dumps(state | {"finished": self.finished})
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Result:
 
 def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -224,21 +227,21 @@ def train(run: Run, progress: Progress) -> None:
     command = run.command(resume)
     progress.say(f"      $ {shlex.join([python_name(), *command])}")
     watch, before, start = TrainingWatch(*schedule(run.cfg)), run.seconds, time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     try:
-        with (run.folder / CONSOLE_FILE).open("a") as console:
+        with (run.folder / CONSOLE_FILE).open("a", encoding="utf-8") as record:
             for line in process.stdout:
-                console.write(line)
-                console.flush()
+                record.write(line)
+                record.flush()
                 if watch.read(line) and (remaining := watch.remaining()) is not None:
                     progress.update(str(watch), remaining)
                     run.seconds = before + time.monotonic() - start
@@ -267,8 +270,8 @@ def stop(process: subprocess.Popen) -> None:
 
 def failure_message(run: Run, code: int) -> str:
     """What went wrong, with the last lines of the console, and what to do about it."""
-    console = run.folder / CONSOLE_FILE
-    tail = console.read_text(errors="replace").splitlines()[-15:]
+    record = run.folder / CONSOLE_FILE
+    tail = record.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     reason = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
     if code == -signal.SIGKILL:
         reason += " (the system may have run out of memory)"
@@ -276,7 +279,7 @@ def failure_message(run: Run, code: int) -> str:
         reason = f"ended without writing {run.weights.name}"
     return "\n".join(
         [
-            f"training {run.model.name} {reason}. Its last lines, of {shown_path(console)}:",
+            f"training {run.model.name} {reason}. Its last lines, of {shown_path(record)}:",
             *(f"    {line}" for line in tail),
             "Run the same command again to continue from the last checkpoint, or with --fresh "
             "to start anew.",
@@ -377,7 +380,7 @@ def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
     text = f"{table(results)}\n\n{comparison(runs, results)}\n"
     write_atomically(output / "results.md", text)
     rows = [dataclasses.asdict(result) for result in results]
-    write_atomically(output / "results.json", json.dumps(rows, indent=1))
+    write_atomically(output / "results.json", strict_json.dumps(rows, indent=1))
     progress.finish()
     progress.say(f"\n{text}")
 
@@ -481,4 +484,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

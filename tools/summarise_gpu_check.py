@@ -21,7 +21,7 @@ def main() -> None:
     summary = {**machine(), "steps": steps(folder), "tests": tests(folder / "tests.xml")}
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     log = folder / "benchmark.log"
-    page = markdown(summary, log.read_text() if log.exists() else "")
+    page = markdown(summary, log.read_text(encoding="utf-8") if log.exists() else "")
     write_text(folder / "summary.md", page)
     (folder / "steps.tsv").unlink()
     for step in summary["steps"]:
@@ -50,7 +50,9 @@ def output_of(command: list[str]) -> str:
 
 
 def steps(folder: Path) -> list[dict]:
-    rows = [line.split("\t") for line in (folder / "steps.tsv").read_text().splitlines()]
+    rows = [
+        line.split("\t") for line in (folder / "steps.tsv").read_text(encoding="utf-8").splitlines()
+    ]
     return [{"name": n, "result": r, "seconds": int(s)} for n, r, s in rows]
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from isda import model_zoo
+from isda import console, model_zoo
 from isda.data.own_data import register_folder
 from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config
@@ -129,7 +129,7 @@ def weights_of(run: Path) -> Path:
     names = list(WEIGHTS)
     latest = run / "last_checkpoint"
     if latest.is_file():
-        names.append(latest.read_text().strip())
+        names.append(latest.read_text(encoding="utf-8").strip())
     for name in names:
         if (run / name).is_file():
             return run / name
@@ -292,4 +292,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from isda import console
 from isda.data.images import read_image  # before Detectron2, whose import it makes silent
 
 # isort: split
@@ -101,4 +102,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

@@ -17,7 +17,7 @@ from isda.data.images import read_image  # before Detectron2, whose import it ma
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from isda import add_isda_config  # noqa: F401  (registers the embedded data sets)
+from isda import add_isda_config, console  # noqa: F401  (registers the embedded data sets)
 from isda.visualization import (
     class_labels,
     draw_annotations,
@@ -50,7 +50,7 @@ def read_predictions(path: str, threshold: float) -> dict[int, list[dict]]:
         ValueError: it is not a list of COCO predictions.
     """
     try:
-        predictions = json.loads(Path(path).read_text())
+        predictions = json.loads(Path(path).read_text(encoding="utf-8"))
         by_image = defaultdict(list)
         for prediction in sorted(predictions, key=lambda p: -p["score"]):
             if prediction["score"] >= threshold:
@@ -133,4 +133,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

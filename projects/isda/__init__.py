@@ -9,6 +9,7 @@ alone needs nothing but PyTorch.
 import importlib
 import importlib.util
 
+from isda._imports import put_off_dynamo
 from isda._warnings import ignore_known_warnings
 
 __all__ = ["Predictor", "add_isda_config", "add_istr_config", "model_zoo"]
@@ -17,6 +18,7 @@ _HOMES = {"Predictor": "isda.engine.predictor"}  # all others: isda.config
 _REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")
 
 ignore_known_warnings()
+put_off_dynamo()
 
 
 def __getattr__(name: str):

@@ -205,9 +205,12 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # or "float16", with a gradient scaler
+    # Where the processor is slower in it: "float32" takes that instead, "keep" does not.
+    cfg.SOLVER.AMP.IF_SLOWER = "float32"
     # The same for inference: evaluation and prediction.
     cfg.TEST.AMP = CN({"ENABLED": False})
     cfg.TEST.AMP.DTYPE = "bfloat16"  # or "float16"
+    cfg.TEST.AMP.IF_SLOWER = "float32"  # or "keep"
     cfg.SOLVER.EMA = CN({"ENABLED": False})
     cfg.SOLVER.EMA.DECAY = 0.9998
     # The training ends when the mask AP of so many evaluations in a row is not the best; 0: never.

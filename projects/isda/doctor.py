@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isda import console
+
 __all__ = ["Report", "examine", "main"]
 
 PACKAGE = Path(__file__).resolve().parent
@@ -235,7 +237,32 @@ def examine_torch(report: Report) -> bool:
         report.line(f"cuda:{number}", gpu)
     if not torch["gpus"]:
         report.line("cuda", why_no_gpu(torch["cuda"]))
+    examine_precision(report)
     return True
+
+
+def examine_precision(report: Report) -> None:
+    """Whether half precision pays, and so what SOLVER.AMP and TEST.AMP take."""
+    report.title("Half precision (SOLVER.AMP, TEST.AMP)")
+    try:
+        found = probe(probe_precision)
+    except ProbeError as error:
+        report.line("all devices", f"not known ({error})")
+        return
+    for device, types in found.items():
+        for name, (is_slower, reason) in types.items():
+            verdict = "slower, so float32 is taken" if is_slower else "as asked for"
+            report.line(f"{device}, {name}", f"{verdict}: {reason}")
+
+
+def probe_precision() -> None:
+    import torch
+
+    from isda.engine.precision import speed_of
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    names = ("bfloat16", "float16")
+    answer(**{d: {name: speed_of(getattr(torch, name), d) for name in names} for d in devices})
 
 
 def why_no_gpu(cuda: str | None) -> str:
@@ -446,4 +473,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    console.start()
     sys.exit(main())

@@ -8,7 +8,6 @@ in its own way. Deformable attention becomes ``grid_sample``.
 import contextlib
 import copy
 import importlib.util
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
+from isda import strict_json
 from isda.engine.predictor import Predictor
 from isda.files import replacing, write_bytes
 from isda.meta_arch import ISDA, ISTR
@@ -277,7 +277,7 @@ def save(program: torch.export.ExportedProgram, path: Path, info: dict) -> None:
     if path.suffix not in writers:
         raise ExportError(f"{path}: the name must end in {' or '.join(writers)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](program, path, json.dumps(info))
+    writers[path.suffix](program, path, strict_json.dumps(info))
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path, info: str) -> None:

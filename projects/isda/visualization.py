@@ -8,6 +8,7 @@ import bisect
 import colorsys
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -18,7 +19,6 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BitMasks, Instances
-from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
 
 from isda.files import replacing, write_bytes
@@ -107,6 +107,8 @@ def draw_instances(
     if image.shape[1] == 2 and isinstance(masks, Tensor | np.ndarray | BitMasks):
         # Detectron2 would take masks of two columns for lists of points, and fail.
         masks = [mask_util.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    from detectron2.utils.visualizer import Visualizer  # Matplotlib: a second, for drawing alone
+
     visualizer = Visualizer(image, scale=scale)
     if masks is not None or boxes is not None:
         count = len(boxes if masks is None else masks)
@@ -354,7 +356,10 @@ def _parse_record(line: str) -> dict | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) and "iteration" in record else None
+    if not isinstance(record, dict) or "iteration" not in record:
+        return None
+    # JSON has no NaN: it is written as null.
+    return {key: math.nan if value is None else value for key, value in record.items()}
 
 
 def training_minutes(records: Sequence[Mapping]) -> list[float]:

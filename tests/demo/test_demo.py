@@ -124,6 +124,29 @@ def test_several_failing_inputs_are_named_at_the_end(tmp_path, capsys):
     assert f"[3/3] {good}: 1 instances, drawn in {tmp_path / 'o' / 'good.png'}" in captured.out
 
 
+def test_an_image_that_fails_does_not_end_the_run(tmp_path, capsys):
+    class Failing(FakePredictor):
+        def __call__(self, image):
+            if image.shape[0] == 50:
+                raise RuntimeError("no memory\x1b[2J")
+            return super().__call__(image)
+
+    for name, height in (("a.png", 100), ("b.png", 50), ("c.png", 100)):
+        write_grey(tmp_path / name, height=height)
+    long = tmp_path / "d.jpg"  # its picture is of a size that no JPEG has
+    cv2.imwrite(str(tmp_path / "d.png"), np.zeros((12, 65_600, 3), np.uint8))
+    (tmp_path / "d.png").rename(long)
+    inputs = ["--input", tmp_path, "--output", tmp_path / "o", tmp_path / "o.json"]
+    assert run_on_images(*inputs, predictor=Failing()) == 2
+    captured = capsys.readouterr()
+    assert f"{tmp_path / 'b.png'}: failed, skipped (no memory\\x1b[2J)" in captured.err
+    assert "d.jpg: failed, skipped (cannot write" in captured.err
+    assert "holds sides of at most 65500 pixels" in captured.err
+    assert "c.png: 1 instances, drawn in" in captured.out
+    drawn = {path.name for path in (tmp_path / "o").iterdir()}
+    assert drawn == {"a.png", "c.png"}
+
+
 def test_speed_is_told(tmp_path, capsys, monkeypatch):
     """Half a second for the model, and as much for everything else."""
     moments = iter(np.arange(0, 100, 0.5))

@@ -36,7 +36,7 @@ def reset_peak_memory(device: torch.device) -> int:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)  # what is freed must not hide what is needed next
-    _RESET.write_text("5")
+    _RESET.write_text("5", encoding="utf-8")
     return _resident("VmRSS")
 
 
@@ -64,7 +64,7 @@ def peak_beyond(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _resident(entry: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"{_STATUS} has no {entry}")

@@ -79,6 +79,7 @@ def load_config(name: str, overrides: list[str]) -> CfgNode:
     else:
         cfg = read_config(str(path), overrides)
     cfg.MODEL.WEIGHTS = ""
+    cfg.SOLVER.AMP.IF_SLOWER = cfg.TEST.AMP.IF_SLOWER = "keep"  # measured is what is asked for
     if node := node_with_classes(cfg):
         cfg.MODEL[node].NUM_CLASSES = cfg.MODEL[node].NUM_CLASSES or CLASSES_OF_COCO
     return cfg

@@ -47,7 +47,7 @@ def download(python: Path, folder: Path, log: Path) -> "Path | None":
         SetupError: the index cannot be reached, or serves another file.
     """
     pin = folder / "detectron2.txt"
-    pin.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n")
+    pin.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
     options = ["--no-deps", "--only-binary=:all:", "--python-version=3.10", "--implementation=cp"]
     try:
         run_pip(python, ["download", *options, "--require-hashes", "-r", pin, "-d", folder], log)

@@ -74,7 +74,7 @@ def exclusive(path: Path, waiting: str):
 
     The lock is inherited by pip, which may outlive a killed `make env` and still write.
     """
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         os.set_inheritable(file.fileno(), True)
         try:
             _lock(file, wait=False)

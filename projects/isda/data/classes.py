@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from isda.console import printable
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
 
@@ -51,7 +52,7 @@ def class_names_of(dataset_name: str) -> list[str]:
     metadata = registered_metadata(dataset_name)
     names = metadata.get("thing_classes")
     if names is not None:
-        return list(names)
+        return [printable(name) for name in names]
     if metadata.get("json_file") is None:
         raise DatasetError(
             f"data set '{dataset_name}' does not say which classes it has: set "
@@ -141,7 +142,8 @@ def check_categories(dataset_name: str, categories: list[dict]) -> None:
             f"data set '{dataset_name}': its metadata has the category ids {_shown(id_map)}, its "
             f"annotation file {_shown(ids)}: {remedy}"
         )
-    if names is not None and [category["name"] for category in categories] != list(names):
+    shown = [printable(category["name"]) for category in categories]
+    if names is not None and shown != [printable(name) for name in names]:
         raise DatasetError(
             f"data set '{dataset_name}': its metadata has the classes {_shown(names)}, its "
             f"annotation file {_shown(c['name'] for c in categories)}: {remedy}"

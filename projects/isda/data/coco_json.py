@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from detectron2.utils.file_io import PathManager
 
+from isda.console import printable
 from isda.data.errors import DatasetError
 
 __all__ = ["check_image_files", "find_missing_images", "find_problems", "read_coco_json"]
@@ -47,7 +48,15 @@ def read_coco_json(
     problem = next(find_problems(content, json_file), None) if is_checked else None
     if problem:
         raise DatasetError(problem)
+    _show_names(content.get("categories"))
     return content
+
+
+def _show_names(categories: object) -> None:
+    """Escape what a terminal would obey in the names of the classes, in place."""
+    for category in categories if isinstance(categories, list) else ():
+        if isinstance(category, dict) and isinstance(category.get("name"), str):
+            category["name"] = printable(category["name"])
 
 
 def find_problems(content: dict, json_file: str | os.PathLike) -> Iterator[str]:

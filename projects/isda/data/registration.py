@@ -1,6 +1,5 @@
 """Registering data sets in COCO's format: one's own, and those of this package."""
 
-import json
 import logging
 import os
 import tempfile
@@ -11,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
+from isda import strict_json
 from isda.data.checks import clean_annotations
 from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.errors import DatasetError
@@ -110,6 +110,9 @@ def _checked_file(json_file: str, image_root: str) -> str:
         _CHECKED[key] = json_file
         if cleaned.summary():
             logger.warning(f"{json_file}: {cleaned.summary()}")
+        # Names with an escape are not as in the file, and Detectron2 reads them there.
+        has_escapes = any("\\" in str(category["name"]) for category in content["categories"])
+        if cleaned.summary() or has_escapes:
             _CHECKED[key] = write_copy(content | {"annotations": cleaned.annotations}, json_file)
     return _CHECKED[key]
 
@@ -117,7 +120,7 @@ def _checked_file(json_file: str, image_root: str) -> str:
 def write_copy(content: dict, json_file: str) -> str:
     _COPIES.append(tempfile.TemporaryDirectory(prefix="isda-annotations-"))
     path = Path(_COPIES[-1].name) / os.path.basename(json_file)
-    write_text(path, json.dumps(content))
+    write_text(path, strict_json.dumps(content))
     return str(path)
 
 

@@ -441,7 +441,7 @@ def _stamp(num_images: int, parameters: ShapesParameters) -> dict:
 
 def _is_stamped(folder: Path, stamp: str) -> bool:
     path = folder / "stamp.json"
-    return path.is_file() and path.read_text() == stamp
+    return path.is_file() and path.read_text(encoding="utf-8") == stamp
 
 
 def _replace_folder(

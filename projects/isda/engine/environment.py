@@ -18,6 +18,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from isda import strict_json
 from isda.data.registration import is_temporary
 from isda.doctor import commit, version_of
 from isda.files import copy_file, write_text
@@ -78,7 +79,7 @@ class EnvironmentRecorder(HookBase):
 
     def _write(self) -> None:
         content = {"sessions": self._sessions, "data": _data(self.cfg)}
-        write_text(self._path, json.dumps(content, indent=1) + "\n")
+        write_text(self._path, strict_json.dumps(content, indent=1) + "\n")
 
 
 def read_environment(folder: str | os.PathLike) -> dict:
@@ -153,7 +154,7 @@ def _now(seconds: float) -> str:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
+        for line in info.read_text(errors="replace", encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

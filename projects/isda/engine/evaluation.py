@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -95,6 +96,14 @@ class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
     """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault."""
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
+        predictions, number = _finite(predictions)
+        if number:
+            logger.warning(
+                "%s: %d predictions are left out, whose score or box is not a finite number: did "
+                "the training diverge?",
+                self._metadata.name,
+                number,
+            )
         for problem in id_problems(self._coco_api.dataset, predictions, self._category_ids()):
             logger.warning("%s: %s", self._metadata.name, problem)
         super()._eval_predictions(predictions, img_ids)
@@ -103,6 +112,20 @@ class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
         """Dataset id of each predicted class; None where they are the same."""
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
         return ids and {contiguous: dataset for dataset, contiguous in ids.items()}
+
+
+def _finite(predictions: list[dict]) -> tuple[list[dict], int]:
+    """What has an order, because score and box are numbers; and how many instances have not."""
+    kept = []
+    for of_image in predictions:
+        finite = [
+            found
+            for found in of_image.get("instances", [])
+            if np.isfinite([found["score"], *found["bbox"]]).all()
+        ]
+        kept.append({**of_image, "instances": finite} if "instances" in of_image else of_image)
+    counts = [sum(len(p.get("instances", ())) for p in some) for some in (predictions, kept)]
+    return kept, counts[0] - counts[1]
 
 
 def id_problems(

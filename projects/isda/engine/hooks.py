@@ -11,6 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 
+from isda import strict_json
 from isda.checkpoint import BEST, Checkpointer
 from isda.files import copy_file, write_error, write_text
 from isda.weights_files import read_checkpoint
@@ -23,10 +24,11 @@ BEST_PREFIX = "best_"
 
 
 class MetricsWriter(JSONWriter):
-    """Detectron2's, which says what is wrong where the file cannot be written."""
+    """Detectron2's, in strict JSON, which says what is wrong where it cannot be written."""
 
     def __init__(self, json_file: str):
         super().__init__(json_file)
+        self._file_handle = strict_json.StrictLines(self._file_handle)
         self.json_file = json_file
 
     def write(self) -> None:
@@ -197,7 +199,8 @@ def tidy_metrics(output_dir: str, start_iter: int, before: int = 0) -> None:
         path.rename(path.with_name(f"metrics_{number}.json"))
         return
     before = before or start_iter
-    kept = [line for line in path.read_text().splitlines() if _iteration(line) < before]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [strict_json.dumps(json.loads(x)) for x in lines if _iteration(x) < before]
     if before != start_iter:
         kept = [_renumbered(line, start_iter / before) for line in kept]
     write_text(path, "".join(line + "\n" for line in kept))
@@ -206,7 +209,7 @@ def tidy_metrics(output_dir: str, start_iter: int, before: int = 0) -> None:
 def _renumbered(line: str, scale: float) -> str:
     content = json.loads(line)
     content["iteration"] = rescaled(content["iteration"], scale)
-    return json.dumps(content, sort_keys=True)
+    return strict_json.dumps(content, sort_keys=True)
 
 
 def rescaled(iteration: int, scale: float) -> int:

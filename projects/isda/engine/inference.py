@@ -8,10 +8,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
+from isda._imports import spare_convolutions_dynamo
 from isda.checkpoint import Checkpointer, classes_in
+from isda.console import printable
 from isda.data.classes import class_names_of
 from isda.engine.architectures import node_with_classes
 from isda.engine.devices import check_device
+from isda.engine.precision import inference_dtype
 from isda.engine.setup import uses_cuda
 from isda.weights_files import read_checkpoint
 
@@ -22,6 +25,9 @@ __all__ = [
     "load_trained",
     "saved_classes",
 ]
+
+
+spare_convolutions_dynamo()
 
 
 class Classes(NamedTuple):
@@ -39,9 +45,13 @@ class TrainedModel(NamedTuple):
 
 
 def inference_autocast(cfg: CfgNode, model: nn.Module) -> torch.autocast:
-    """The context in which ``model`` infers in the precision of ``TEST.AMP``."""
-    amp, device = cfg.TEST.AMP, next(model.parameters()).device
-    return torch.autocast(device.type, getattr(torch, amp.DTYPE), enabled=amp.ENABLED)
+    """The context in which ``model`` infers in the precision of ``TEST.AMP``.
+
+    That is float32, with a line in the log, where the device would be slower.
+    """
+    device = next(model.parameters()).device
+    dtype = inference_dtype(cfg, device)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def load_trained(cfg: CfgNode) -> TrainedModel:
@@ -88,7 +98,9 @@ def saved_classes(weights: str) -> Classes | None:
         WeightsError: the file is missing, or cannot be read.
     """
     classes = classes_in(read_checkpoint(weights, mmap=True))
-    return Classes(list(classes["names"]), list(classes["ids"])) if classes else None
+    if not classes:
+        return None
+    return Classes([printable(name) for name in classes["names"]], list(classes["ids"]))
 
 
 def _classes_of_datasets(cfg: CfgNode) -> Classes:

@@ -1,6 +1,7 @@
 """Starting processes: one, Detectron2's launcher on GPUs, gloo on CPUs, or torchrun's."""
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from detectron2.engine import DefaultTrainer, TrainerBase, default_argument_pars
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
+from isda import console
 from isda.checkpoint import WeightsError
 from isda.data.errors import DatasetError
 from isda.engine.setup import ConfigError, check_config, configured, uses_cuda
@@ -43,6 +45,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
     as the last line after what was logged.
     """
     logging.getLogger(TrainerBase.__module__).addFilter(_without_traceback)
+    main = functools.partial(_guarded, main)
     try:
         # Here already, because a launcher buries what its processes raise.
         config, _ = configured(args)
@@ -109,6 +112,12 @@ def _cpu_process(local_rank: int, main: Callable, args: argparse.Namespace) -> N
         timeout=DEFAULT_TIMEOUT,
     )
     _run_in_group(main, args, args.num_gpus)
+
+
+def _guarded(main: Callable, args: argparse.Namespace) -> None:
+    """``main(args)``, in a process whose output may not be guarded yet."""
+    console.guard()
+    main(args)
 
 
 def _run_under_torchrun(main: Callable, args: argparse.Namespace, on_gpu: bool) -> None:

@@ -1,6 +1,5 @@
 """What a model found in one image: Detectron2's ``Instances`` that can say, draw and save it."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
+from isda import strict_json
 from isda.data.images import rgb_image
 from isda.files import write_text
 from isda.structures import EncodedMasks
@@ -123,7 +123,7 @@ class Prediction(Instances):
         """
         if Path(path).suffix.lower() == ".json":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(self.to_coco()))
+            write_text(path, strict_json.dumps(self.to_coco()))
         else:
             write_image(path, self.draw())
 

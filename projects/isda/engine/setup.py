@@ -18,6 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from isda import add_isda_config, add_istr_config
+from isda.console import unguarded
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
 from isda.engine.architectures import architecture, check_trainable, node_with_classes
@@ -46,7 +47,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg, notes = configured(args)
     _make_folder(cfg.OUTPUT_DIR)
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
+    with unguarded():
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
     _warn(notes)
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE, args.num_gpus):
         logger.warning("MODEL.DEVICE is cpu: no CUDA device can be used")
@@ -64,7 +66,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if resumption and not args.eval_only:
         _warn(resumption.check(cfg, load_config()))
-    _begin(cfg, args)
+    with unguarded():
+        _begin(cfg, args)
     if comm.is_main_process():
         check_datasets(train_names, cfg.DATASETS.TEST)
     comm.synchronize()
@@ -344,10 +347,12 @@ _REQUIREMENTS = {
     "SOLVER.EARLY_STOP.PATIENCE": _at_least(0),
     "SOLVER.MAX_NONFINITE_STEPS": _at_least(1),
     "SOLVER.AMP.DTYPE": _one_of("bfloat16", "float16"),
+    "SOLVER.AMP.IF_SLOWER": _one_of("float32", "keep"),
     "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _one_of(*CLIP_TYPES),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
     "TEST.AMP.DTYPE": _one_of("bfloat16", "float16"),
+    "TEST.AMP.IF_SLOWER": _one_of("float32", "keep"),
     "TEST.EVAL_EPOCHS": _at_least(0),
     "TEST.EVAL_PERIOD": _at_least(0),
     "TEST.DETECTIONS_PER_IMAGE": _at_least(1),

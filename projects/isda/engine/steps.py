@@ -85,6 +85,14 @@ class StepTrainer(SimpleTrainer):
         )
         self._statistics = _RunningStatistics(self.bare_model)
 
+    def set_precision(self, dtype: torch.dtype | None) -> None:
+        """Compute in another type from here on; arguments as ``amp_dtype``."""
+        self.amp_dtype = dtype
+        if self.grad_scaler.is_enabled() != (dtype is torch.float16):
+            self.grad_scaler = torch.amp.GradScaler(
+                self.device.type, enabled=dtype is torch.float16
+            )
+
     @property
     def bare_model(self) -> nn.Module:
         """The model without DistributedDataParallel around it."""

@@ -32,6 +32,7 @@ from isda.engine.hooks import (
 )
 from isda.engine.inference import inference_autocast
 from isda.engine.loader import build_train_loader, training_dicts
+from isda.engine.precision import FULL, Precision, training_precision
 from isda.engine.random_state import preserved_random_state, random_state, set_random_state
 from isda.engine.resuming import saved_config
 from isda.engine.setup import resolve_schedule
@@ -84,6 +85,7 @@ class Trainer(DefaultTrainer):
         self.iterations_before = 0  # as the checkpoint counts them
         self._images_before = 0  # images read by the trainings that this one continues
         self._random_states: list[dict] = []
+        self._precision: Precision | None = None  # of the training that this one continues
         self.register_hooks(self.build_hooks())
 
     def _build_steps(self, model: nn.Module, loader, optimizer) -> StepTrainer:
@@ -204,6 +206,7 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter:
             logger.info("Nothing left to train; raise SOLVER.MAX_ITER or SOLVER.EPOCHS for more")
             return self.evaluate() if self.cfg.DATASETS.TEST else None
+        self._settle_precision()
         if comm.is_main_process():
             tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter, self.iterations_before)
             remove_partial_files(self.cfg.OUTPUT_DIR)
@@ -215,6 +218,13 @@ class Trainer(DefaultTrainer):
             if not hasattr(self, "_last_eval_results"):  # resumed, only to stop at once
                 return self.evaluate()
         return getattr(self, "_last_eval_results", None)
+
+    def _settle_precision(self) -> None:
+        """As asked, unless this machine is slower in it; the main process decides for all."""
+        device = self._trainer.device
+        chosen = training_precision(self.cfg, device, self._precision)
+        self._precision = Precision(*comm.all_gather(tuple(chosen))[0])
+        self._trainer.set_precision(self._precision.dtype)
 
     def before_train(self) -> None:
         super().before_train()
@@ -229,6 +239,7 @@ class Trainer(DefaultTrainer):
         state["images"] = self._images_before + done * self.cfg.SOLVER.IMS_PER_BATCH
         state["random_states"] = comm.gather(random_state())
         state["config"] = self._given_config
+        state["precision"] = self._precision._asdict()
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -240,6 +251,11 @@ class Trainer(DefaultTrainer):
         self._images_before = state_dict["images"]
         self._sampler.start = self._images_before // comm.get_world_size()
         self._random_states = state_dict["random_states"]
+        amp = self.cfg.SOLVER.AMP
+        asked = amp.DTYPE if amp.ENABLED else FULL
+        # Before checkpoints stated it, what was asked for was taken.
+        saved = state_dict.get("precision", {"asked": asked, "taken": asked})
+        self._precision = Precision(**saved)
         if len(self._random_states) != comm.get_world_size():
             logger.warning(
                 "resumed with %d processes instead of %d: random states start anew",

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import json
 import logging
 import math
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from isda import strict_json
 from isda.engine.inference import Classes
 from isda.files import write_bytes, write_text
 from isda.model_zoo.catalog import ModelEntry, read_table
@@ -91,7 +91,7 @@ def write_row(table: Path, entry: ModelEntry, weights_folder: Path) -> None:
     former = rows.get(entry.name)
     rows[entry.name] = entry
     contents = {name: _without_name(row) for name, row in sorted(rows.items())}
-    write_text(table, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
+    write_text(table, strict_json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
     if former and former.file_name not in {row.file_name for row in rows.values()}:
         (weights_folder / former.file_name).unlink(missing_ok=True)
 

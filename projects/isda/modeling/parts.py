@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 __all__ = ["largest_parts", "largest_parts_in_graph"]
@@ -32,6 +31,8 @@ def largest_parts(probs: Tensor, threshold: float, valid_size: tuple[int, int]) 
         ``probs``, changed in place. Of parts of one size the first in reading order stays.
     """
     height, width = valid_size
+    from scipy import ndimage  # half a second that only models with LARGEST_PART need
+
     visible = probs[:, :height, :width]
     above = visible > threshold
     labels, count = ndimage.label(above.cpu().numpy(), structure=_NEIGHBOURS)

@@ -3,6 +3,8 @@
 import html
 from collections.abc import Iterable, Sequence
 
+from isda.console import printable_lines
+
 __all__ = ["Html", "details", "figure", "join", "listing", "paragraph", "section", "table", "tag"]
 
 _VOID = {"br", "hr", "image", "img", "line", "meta", "path", "rect", "circle", "polyline", "use"}
@@ -21,7 +23,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Html:
             (``stroke_width``); None and False are left out.
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
         for key, value in attributes.items()
         if value is not None and value is not False
     )
@@ -34,11 +36,15 @@ def join(children: Iterable[object]) -> Html:
     """Elements and texts one after the other; texts are escaped."""
     return Html(
         "".join(
-            child if isinstance(child, Html) else html.escape(str(child))
+            child if isinstance(child, Html) else _escaped(child)
             for child in children
             if child is not None
         )
     )
+
+
+def _escaped(value: object) -> str:
+    return html.escape(printable_lines(value))
 
 
 def section(title: str, *children: object, anchor: str) -> Html:

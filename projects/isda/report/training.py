@@ -119,7 +119,7 @@ class Training:
     def state(self) -> str:
         """ "finished", "stopped early" as SOLVER.EARLY_STOP wants it, or "unfinished"."""
         last = self.folder / "last_checkpoint"
-        ended = last.is_file() and last.read_text().strip() == "model_final.pth"
+        ended = last.is_file() and last.read_text(encoding="utf-8").strip() == "model_final.pth"
         if self.iterations >= (self.planned or math.inf):
             return "finished"
         if not ended:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from isda.structures import EmbeddedPrediction, EmbeddedTarget, SetPrediction, SetTarget
@@ -139,6 +138,8 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Entries that are not finite are avoided where possible: a prediction that is not finite makes
     the loss so too, and that is where training reports it, with the image's name.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second that only training needs
+
     return linear_sum_assignment(np.where(np.isfinite(cost), cost, _UNUSABLE_COST))
 
 

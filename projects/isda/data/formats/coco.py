@@ -1,13 +1,13 @@
 """Splitting annotated images, and writing them as a folder in COCO's layout."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pycocotools.mask as mask_util
 
+from isda import strict_json
 from isda.data.errors import DatasetError
 from isda.data.formats.annotated import AnnotatedImage
 from isda.data.masks import compressed_rle
@@ -112,7 +112,7 @@ def write_coco(
     }
     path = folder / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, ensure_ascii=False))
+    write_text(path, strict_json.dumps(content, ensure_ascii=False))
     return path
 
 

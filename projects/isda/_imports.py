@@ -1,0 +1,61 @@
+"""What makes the start of a program faster: an import that others could put off, put off.
+
+torch._dynamo takes as long to import as PyTorch itself. torchvision imports it for the sake of one
+function that ``roi_align`` may call on GPUs, and Detectron2's convolutions to ask whether they are
+being compiled, which ``torch.compiler`` knows as well. Whoever compiles imports it all the same.
+"""
+
+import importlib
+import importlib.abc
+import sys
+import types
+
+__all__ = ["put_off_dynamo", "spare_convolutions_dynamo"]
+
+_ASKING = "torchvision.ops.roi_align"
+_ASKED = "torch._dynamo.utils"
+_FUNCTION = "is_compile_supported"
+
+
+def put_off_dynamo() -> None:
+    """Let ``torchvision`` import without ``torch._dynamo``, unless either was imported before."""
+    if _ASKED not in sys.modules and _ASKING not in sys.modules:
+        sys.meta_path.insert(0, _Watcher())
+
+
+def spare_convolutions_dynamo() -> None:
+    """Let Detectron2's convolutions ask ``torch.compiler`` whether they are being compiled."""
+    import torch
+    from detectron2.layers import wrappers
+
+    wrappers.check_if_dynamo_compiling = torch.compiler.is_compiling
+
+
+class _Watcher(importlib.abc.MetaPathFinder):
+    """Finds nothing; lays out the stand-in when the module that asks for it is looked for."""
+
+    def find_spec(self, name: str, path=None, target=None) -> None:
+        if name != _ASKING:
+            return
+        sys.meta_path.remove(self)
+        if _ASKED not in sys.modules:
+            sys.modules[_ASKED] = _StandIn(_ASKED)
+
+
+class _StandIn(types.ModuleType):
+    """Gives way to the module itself as soon as it is asked for anything."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(_ASKED) is self:
+            del sys.modules[_ASKED]
+        return _is_compile_supported if name == _FUNCTION else _real(name)
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    return _real(_FUNCTION)(device_type)
+
+
+def _real(name: str):
+    return getattr(importlib.import_module(_ASKED), name)
