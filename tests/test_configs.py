@@ -300,14 +300,14 @@ def test_finetuning_takes_data_and_classes_from_the_user(path):
     assert cfg.SOLVER.IMS_PER_BATCH == cfg.SOLVER.REFERENCE_BATCH == 4  # on one GPU or CPU
 
 
-@pytest.mark.parametrize("kind", ["isda", "mask_rcnn"])
-def test_models_of_nuclei_can_be_finetuned(kind):
+@pytest.mark.parametrize(("kind", "trained"), [("isda", "isda_boxes"), ("mask_rcnn", "mask_rcnn")])
+def test_models_of_nuclei_can_be_finetuned(kind, trained):
     """Whatever shapes a weight is the same in both configs."""
     ours = load_config(str(ROOT / f"configs/finetune/{kind}_mobilenet_v2.yaml")).MODEL
-    theirs = load_config(str(ROOT / f"configs/nuclei/{kind}_mobilenet_v2.yaml")).MODEL
+    theirs = load_config(str(ROOT / f"configs/nuclei/{trained}_mobilenet_v2.yaml")).MODEL
     for cfg in (ours, theirs):
         cfg.ISDA.MASK_STRIDE = cfg.ROI_HEADS.NUM_CLASSES = 0
-        cfg.ISDA.LARGEST_PART = False
+        cfg.ISDA.MASK_POINTS = 0
         cfg.ROI_HEADS.BATCH_SIZE_PER_IMAGE = cfg.RPN.POST_NMS_TOPK_TRAIN = 0
         cfg.RPN.POST_NMS_TOPK_TEST = 0
         cfg.ANCHOR_GENERATOR.SIZES = len(cfg.ANCHOR_GENERATOR.SIZES)
@@ -348,6 +348,7 @@ def keys_read(cfg: CfgNode) -> set[str]:
     cfg = recording(cfg)
     use_own_data(cfg)
     trainer = Trainer(cfg)
+    trainer._settle_precision()
     inference_autocast(cfg, trainer.model)
     return set(Recording.read)
 
@@ -362,6 +363,7 @@ def added_keys() -> set[str]:
 
 # Everything that is off until it is asked for, and each kind of backbone and augmentation once.
 ON = ["SOLVER.EMA.ENABLED", True, "SOLVER.AMP.ENABLED", True, "INPUT.CROP.ENABLED", True]
+ON += ["TEST.AMP.ENABLED", True]
 READERS = {
     "Base-ISDA.yaml": ON,
     "Base-ISDA-boxes.yaml": [],

@@ -236,11 +236,11 @@ _IDLE = (
         _any(_is(f"{_CLIPPING}.ENABLED", False), _is(f"{_CLIPPING}.CLIP_TYPE", "value")),
     ),
     (f"{_CLIPPING}.*", _is(f"{_CLIPPING}.ENABLED", False)),
-    ("SOLVER.AMP.DTYPE", _is("SOLVER.AMP.ENABLED", False)),
+    ("SOLVER.AMP.DTYPE SOLVER.AMP.IF_SLOWER", _is("SOLVER.AMP.ENABLED", False)),
     ("SOLVER.EMA.DECAY", _is("SOLVER.EMA.ENABLED", False)),
     ("SOLVER.EARLY_STOP.PATIENCE", _NEVER),
     # Evaluation
-    ("TEST.AMP.DTYPE", _is("TEST.AMP.ENABLED", False)),
+    ("TEST.AMP.DTYPE TEST.AMP.IF_SLOWER", _is("TEST.AMP.ENABLED", False)),
     ("TEST.DETECTIONS_PER_IMAGE", _NEVER),
     ("TEST.EXPECTED_RESULTS", _because("results are compared with nothing here")),
     ("TEST.KEYPOINT_OKS_SIGMAS", _because("keypoints are not evaluated here")),
