@@ -2,7 +2,7 @@
 """Train or evaluate a model.
 
 train_net.py --config-file configs/finetune/isda_mobilenet_v2.yaml --dataset path/to/my_data
-train_net.py --config-file configs/nuclei/isda_tiny.yaml
+train_net.py --config-file configs/nuclei/isda_boxes_tiny.yaml
 train_net.py --config-file CONFIG --num-gpus 8 SOLVER.IMS_PER_BATCH 16
 train_net.py --config-file CONFIG --resume
 train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS output/model_best.pth

@@ -288,7 +288,7 @@ def test_training_is_started_as_a_user_would(tmp_path, monkeypatch):
     ending = '(folder / "model_final.pth").touch()'
     run, progress, stream = fake_training(tmp_path, monkeypatch, ending)
     run_demo.train(run, progress)
-    expected = ["--config-file", "configs/nuclei/isda_tiny.yaml", "OUTPUT_DIR", "output/isda"]
+    expected = ["--config-file", "configs/nuclei/isda_boxes_tiny.yaml", "OUTPUT_DIR", "output/isda"]
     assert json.loads((run.folder / "arguments.json").read_text()) == expected
     assert f"train_net.py {' '.join(expected)}" in stream.getvalue()
     assert "iteration 20/" in stream.getvalue()
@@ -426,7 +426,7 @@ def test_the_demo_from_end_to_end_and_again(tmp_path):
     first = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stderr == ""  # nothing that a newcomer cannot act on
-    assert "train_net.py --config-file configs/nuclei/isda_tiny.yaml" in first.stdout
+    assert "train_net.py --config-file configs/nuclei/isda_boxes_tiny.yaml" in first.stdout
     assert "| ISDA " in first.stdout
     for name in ("data_nuclei_mini_train.png", "predictions.png", "curves.png", "results.md"):
         assert (tmp_path / "demo" / name).stat().st_size > 100

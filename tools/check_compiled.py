@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Compare a compiled model with itself: the same instances, and how much faster.
 
-    python tools/check_compiled.py --model nuclei/isda_mobilenet_v2 \\
+    python tools/check_compiled.py --model nuclei/isda_boxes_mobilenet_v2 \\
         --images datasets/nuclei_mini/images/*.png
-    python tools/check_compiled.py --config-file configs/nuclei/isda_tiny.yaml --images photo.jpg \\
+    python tools/check_compiled.py --config-file configs/nuclei/isda_boxes_tiny.yaml \\
+        --images photo.jpg \\
         --opts MODEL.WEIGHTS output/demo/isda/model_final.pth TEST.AMP.ENABLED True
 
 The compiler is torch.compile's, as isda.Predictor(..., compile=True) has it; docs/EXPORT.md says

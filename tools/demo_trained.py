@@ -23,7 +23,7 @@ from isda.model_zoo import ModelEntry
 __all__ = ["NAMES", "available", "show_trained"]
 
 NAMES = {
-    "ISDA": "nuclei/isda_mobilenet_v2",
+    "ISDA": "nuclei/isda_boxes_mobilenet_v2",
     "ISTR": "nuclei/istr_mobilenet_v2",
     "Mask R-CNN": "nuclei/mask_rcnn_mobilenet_v2",
 }

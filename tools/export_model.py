@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Write a trained model as a graph that runs without this package: ONNX, or PyTorch's .pt2.
 
-    python tools/export_model.py --config-file configs/nuclei/isda_tiny.yaml \\
+    python tools/export_model.py --config-file configs/nuclei/isda_boxes_tiny.yaml \\
         --output isda.onnx isda.pt2 --check datasets/nuclei_mini/images/*.png \\
         --opts MODEL.WEIGHTS output/demo/isda/model_final.pth
-    python tools/export_model.py --model nuclei/isda_mobilenet_v2 --output isda.onnx
+    python tools/export_model.py --model nuclei/isda_boxes_mobilenet_v2 --output isda.onnx
 
 What the graph takes and gives, and how it is run: docs/EXPORT.md. With --check its answers are
 compared with the model's own on real images; the exit status is 1 if they differ.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Publish a trained model: half-precision weights, their sha256, and a row in a table of models.
 
-    python tools/publish_model.py output/nuclei --name nuclei/isda_mobilenet_v2 \\
+    python tools/publish_model.py output/nuclei --name nuclei/isda_boxes_mobilenet_v2 \\
         --data "Data Science Bowl 2018: 562 images, 108 held out" --note "4 hours of one core"
     python tools/publish_model.py output/mine --name mine/parts --zoo my_zoo --data "our parts"
     python tools/publish_model.py --update-docs

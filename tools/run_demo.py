@@ -66,7 +66,7 @@ class Model:
     planned_seconds: float  # on two cores
 
 
-ISDA = Model("ISDA", "isda", "configs/nuclei/isda_tiny.yaml", 265.0)
+ISDA = Model("ISDA", "isda", "configs/nuclei/isda_boxes_tiny.yaml", 265.0)
 MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 255.0)
 ISTR = Model("ISTR", "istr", "configs/nuclei/istr_tiny.yaml", 300.0)
 
@@ -400,7 +400,7 @@ def farewell(output: Path) -> str:
             "Next, for instance:",
             f"  {python} demo/demo.py --config-file {ISDA.config_file} --input '{picture}' "
             f"--output output/masks --opts MODEL.WEIGHTS {weights}",
-            f"  {python} train_net.py --config-file configs/shapes/isda_tiny.yaml "
+            f"  {python} train_net.py --config-file configs/shapes/isda_boxes_tiny.yaml "
             "OUTPUT_DIR output/shapes",
             f"  {python} train_net.py --config-file {ISDA.config_file} --eval-only "
             f"MODEL.WEIGHTS {weights}",

@@ -18,12 +18,12 @@ __all__ = ["Trainings", "prepare"]
 
 # A training's OUTPUT_DIR in the pages: the configuration, and what follows it.
 TRAININGS = {
-    "output/demo/isda": "configs/nuclei/isda_tiny.yaml",
+    "output/demo/isda": "configs/nuclei/isda_boxes_tiny.yaml",
     "output/shapes": "configs/shapes/isda_tiny.yaml",
     "output/isda": "configs/shapes/isda_tiny.yaml",
     "output/istr": "configs/shapes/istr_tiny.yaml",
     "output/mask_rcnn": "configs/shapes/isda_tiny.yaml",  # only its metrics are read
-    "output/nuclei": "configs/nuclei/isda_mobilenet_v2.yaml",
+    "output/nuclei": "configs/nuclei/isda_boxes_mobilenet_v2.yaml",
     "output/mine": "configs/finetune/isda_mobilenet_v2.yaml --dataset mine",
 }
 # Photographs, and folders of them.

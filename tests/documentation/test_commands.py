@@ -29,7 +29,7 @@ from isda.engine.setup import load_config
 
 # What readers replace, and by what it is replaced here.
 MEANT = {"CONFIG": "configs/shapes/isda_tiny.yaml", "PATH": "mine"}
-MEANT |= {"NAME": "nuclei/isda_mobilenet_v2"}
+MEANT |= {"NAME": "nuclei/isda_boxes_mobilenet_v2"}
 MEANT_ON = {"docs/MASK_EMBEDDING.md": {"CONFIG": "configs/shapes/istr_tiny.yaml"}}
 
 _SETUP = "tests/test_setup.py::"

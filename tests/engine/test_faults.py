@@ -197,7 +197,12 @@ def test_a_killed_prediction_over_a_folder_leaves_whole_files(tmp_path, moments)
     photos.mkdir()
     for path in sorted((ROOT / "datasets" / "nuclei_mini" / "images").glob("*.png"))[:24]:
         shutil.copy(path, photos)
-    command = [sys.executable, ROOT / "demo" / "demo.py", "--model", "nuclei/isda_mobilenet_v2"]
+    command = [
+        sys.executable,
+        ROOT / "demo" / "demo.py",
+        "--model",
+        "nuclei/isda_boxes_mobilenet_v2",
+    ]
     command += ["--input", photos, "--output", masks, tmp_path / "found.json"]
     command += ["--opts", "MODEL.DEVICE", "cpu"]
 

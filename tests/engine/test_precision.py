@@ -97,7 +97,7 @@ def test_the_shipped_model_finds_the_same():
     """Nuclei are small: a pixel more or less at the border counts, so the median has to do."""
     found = []
     for enabled in (False, True):
-        cfg = model_zoo.get_config("nuclei/isda_mobilenet_v2", trained=True)
+        cfg = model_zoo.get_config("nuclei/isda_boxes_mobilenet_v2", trained=True)
         cfg.defrost()
         cfg.MODEL.DEVICE, cfg.TEST.AMP.ENABLED = "cpu", enabled
         cfg.TEST.AMP.IF_SLOWER = "keep"

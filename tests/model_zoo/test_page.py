@@ -37,7 +37,7 @@ def run(command):
 
 def test_the_python_of_the_page(place, monkeypatch):
     options = ["output/mine", "--zoo", "zoo", "--data", "none"]
-    assert publish_model.main([*options, "--name", "nuclei/isda_mobilenet_v2"]) == 0
+    assert publish_model.main([*options, "--name", "nuclei/isda_boxes_mobilenet_v2"]) == 0
     monkeypatch.setenv("ISDA_MODEL_ZOO", "zoo")
     code = blocks("python")
     assert len(code) == 4
@@ -56,4 +56,4 @@ def test_publishing_as_the_page_does(place, monkeypatch):
     assert publish_model.model_zoo.list("mine/*", trained=True) == ["mine/parts"]
     # Of the package's own, everything up to writing.
     args = publish_model.parse_arguments(shlex.split(shipped.replace("\\\n", " "))[2:])
-    assert (args.training, args.name) == ("output/nuclei", "nuclei/isda_mobilenet_v2")
+    assert (args.training, args.name) == ("output/nuclei", "nuclei/isda_boxes_mobilenet_v2")

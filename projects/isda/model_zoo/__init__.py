@@ -1,13 +1,13 @@
 """Models by name: their configs and, where they have been trained, their weights.
 
 A name is the path of a config file below ``configs/`` without ``.yaml``, as
-``"nuclei/isda_mobilenet_v2"``. Functions are named as in ``detectron2.model_zoo``, of which
+``"nuclei/isda_boxes_mobilenet_v2"``. Functions are named as in ``detectron2.model_zoo``, of which
 nothing is used here::
 
     from isda import model_zoo
 
     model_zoo.list()
-    model = model_zoo.get("nuclei/isda_mobilenet_v2")
+    model = model_zoo.get("nuclei/isda_boxes_mobilenet_v2")
 
 A folder named by the environment variable ``ISDA_MODEL_ZOO`` adds models of your own, and is
 where weights are looked for before they are downloaded; ``tools/publish_model.py`` fills one.
