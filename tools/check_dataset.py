@@ -4,10 +4,13 @@
     python tools/check_dataset.py mine --output mine.html
     python tools/check_dataset.py train.json --images photos
     python tools/check_dataset.py mine --quick
+    python tools/check_dataset.py mine --config-file configs/finetune/isda_mobilenet_v2.yaml
 
 The first is a folder as train_net.py --dataset takes it. The page shows pictures and distributions
 in one file. Every image is decoded, as a truncated one would stop the training; --quick leaves
-that out. Exit status: 0 training will work, 1 it will not, 2 the command is wrong.
+that out. Last comes the mask AP that a perfect ISDA could reach with the recommended settings, or
+with those of a configuration: sizes and mask stride decide how exactly it can draw.
+Exit status: 0 training will work, 1 it will not, 2 the command is wrong.
 """
 
 import argparse
@@ -26,16 +29,22 @@ from isda.data.survey import (
     ERROR,
     WARNING,
     Finding,
+    MaskForm,
     SplitSurvey,
     Summary,
     Survey,
+    annotated_images,
     examine,
+    form_of_settings,
+    look_ahead,
     recommended_settings,
     summarise,
 )
+from isda.engine.setup import ConfigError, check_config, load_config
 
 INTERVAL = 5.0  # seconds between lines of progress
 LISTED = 20  # classes
+INSTANCES = 5000  # that the ceiling is computed from, at most
 
 
 class Progress:
@@ -62,7 +71,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="DIR", help="images of an annotation file")
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="write a page as well")
     parser.add_argument("--quick", action="store_true", help="do not decode the images")
+    parser.add_argument("--config-file", metavar="FILE", help="whose mask AP at best is computed")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; comes last"
+    )
     args = parser.parse_args(arguments)
+    args.cfg = None
+    if args.config_file or args.opts:
+        try:
+            args.cfg = load_config(args.config_file or "", args.opts)
+            check_config(args.cfg)
+        except ConfigError as error:
+            parser.error(str(error))
     if not args.path.exists():
         parser.error(f"{args.path}: there is no such file or folder")
     if args.images and not args.path.is_file():
@@ -152,17 +172,38 @@ def print_settings(settings: dict[str, object]) -> None:
         print(f"  {key} {value!r}" if not isinstance(value, tuple) else f"  {key} '{value}'")
 
 
+def ceiling(survey: Survey, settings: dict[str, object], args: argparse.Namespace) -> str:
+    """What a perfect model could reach; empty where there are no instances."""
+    if args.cfg is None:
+        form, named = form_of_settings(settings), "these settings"
+    elif args.cfg.MODEL.META_ARCHITECTURE != "ISDA":
+        return f"what a perfect {args.cfg.MODEL.META_ARCHITECTURE} could reach is not computed"
+    else:
+        form, named = MaskForm.of(args.cfg), args.config_file or "these settings"
+    # What AP will be measured on, if it is known.
+    annotated = [split for split in survey.splits if split.class_counts()]
+    for split in sorted(annotated, key=lambda split: split.name != "val")[:1]:
+        outlook = look_ahead(annotated_images(split), form, INSTANCES)
+        return outlook.sentence(named, split.name) if outlook else ""
+    return ""
+
+
 def report(survey: Survey, args: argparse.Namespace) -> None:
     for split in survey.splits:
         for line in describe(split, summarise(split)):
             print(line)
     print_findings(survey.findings)
+    settings, text = {}, ""
     if any(split.images for split in survey.splits):
-        print_settings(recommended_settings(survey.splits))
+        settings = recommended_settings(survey.splits)
+        text = ceiling(survey, settings, args)
+        print_settings(settings)
+        print(f"\n{text}" if text else "")
     if args.output:
         from isda.report.survey import write_survey  # needs OpenCV, which checking does not
 
-        print(f"\nwith pictures: {write_survey(survey, args.output, args.path)}")
+        page = write_survey(survey, args.output, args.path, settings, text)
+        print(f"\nwith pictures: {page}")
     verdict = "training will work" if survey.will_train else "training will not work"
     errors = sum(finding.level == ERROR for finding in survey.findings)
     warnings = sum(finding.level == WARNING for finding in survey.findings)

@@ -21,6 +21,7 @@ from isda.checkpoint import Checkpointer
 from isda.data.classes import classes_of
 from isda.data.dataset_mapper import build_mapper
 from isda.engine.architectures import has_masks
+from isda.engine.ceiling import warn_of_ceiling
 from isda.engine.environment import EnvironmentRecorder
 from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_folder
 from isda.engine.hooks import (
@@ -64,6 +65,8 @@ class Trainer(DefaultTrainer):
         dicts = _main_process_first(lambda: training_dicts(cfg))
         self._given_config = cfg.dump()  # before epochs are resolved, for comparison on --resume
         self.cfg = cfg = _with_schedule(cfg, len(dicts))
+        if comm.is_main_process():
+            warn_of_ceiling(cfg, dicts)
         model = self.build_model(cfg)
         optimizer = build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg, dicts)

@@ -39,13 +39,22 @@ _MAX_LABELS = 40  # instances, beyond which their names would cover the picture
 _TITLES = {ERROR: "Errors", WARNING: "Warnings", NOTE: "Notes"}
 
 
-def write_survey(survey: Survey, output: str | os.PathLike, data: str | os.PathLike) -> Path:
+def write_survey(
+    survey: Survey,
+    output: str | os.PathLike,
+    data: str | os.PathLike,
+    settings: Mapping[str, object] | None = None,
+    ceiling: str = "",
+) -> Path:
     """Writes everything into one file of HTML that opens without a server.
 
     Args:
         survey: of :func:`isda.data.survey.examine`.
         output: path of the page; its folder is made where it is not there.
         data: path of the data set, for the title.
+        settings: as :func:`isda.data.survey.recommended_settings` returns them, where they are
+            computed already.
+        ceiling: a sentence on what a perfect model could reach.
 
     Returns:
         The page's path.
@@ -60,7 +69,7 @@ def write_survey(survey: Survey, output: str | os.PathLike, data: str | os.PathL
             _splits(survey.splits, summaries),
             _distributions(summaries),
             _classes(summaries),
-            _settings(survey.splits),
+            _settings(settings or recommended_settings(survey.splits), ceiling),
             *(_pictures(split, survey) for split in survey.splits if split.images),
         ]
     page = _page(Path(data).resolve().name, _header(survey, summaries, data), chapters)
@@ -280,8 +289,7 @@ def _bar(count: int, highest: int) -> Html:
     return tag("span", f"{count:,}", drawn, class_="barred")
 
 
-def _settings(splits: Sequence[SplitSurvey]) -> Html:
-    settings = recommended_settings(splits)
+def _settings(settings: Mapping[str, object], ceiling: str) -> Html:
     rows = [[tag("code", key), tag("code", value)] for key, value in settings.items()]
     return section(
         "Settings that suit these data",
@@ -290,9 +298,11 @@ def _settings(splits: Sequence[SplitSurvey]) -> Html:
             "As KEY VALUE pairs after the flags of train_net.py. Queries: half as many again as "
             "the fullest image has instances, at least 50; of ISTR it is MODEL.ISTR.NUM_QUERIES. "
             "Sizes: the shorter side of the median image, larger where a tenth of the instances "
-            "would vanish.",
+            "would vanish. Mask stride: the coarsest at which a perfect model could reach mask AP "
+            "75, or as much as at any.",
             class_="note",
         ),
+        paragraph(f"{ceiling[0].upper()}{ceiling[1:]}.") if ceiling else None,
         anchor="settings",
     )
 

@@ -1,14 +1,16 @@
 """Settings that suit a data set."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from isda.data.survey.ceiling import AnnotatedImage, MaskForm, mask_ceilings
 from isda.data.survey.examine import SplitSurvey
+from isda.data.survey.outlook import ENOUGH, stride_settings
 from isda.data.survey.summary import summarise
 
-__all__ = ["recommended_settings"]
+__all__ = ["annotated_images", "form_of_settings", "recommended_settings"]
 
 _SPARE = 1.5  # queries per instance of the fullest image
 _FEWEST_QUERIES = 50
@@ -19,14 +21,18 @@ _LONGEST = 1333
 _LARGEST_LONGEST = 2688  # of what is very thin: it is scaled down
 _LARGEST_SCALE = 2.0
 _STEP = 32  # coarsest stride of a backbone
+_STRIDES = (4, 2, 1)  # of masks
+_LITTLE = 1.0  # points of mask AP that are not worth a finer stride
+_INSTANCES = 1000  # that the stride is chosen by, at most
 
 
 def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
-    """Config keys and values: queries, detections, sizes of images.
+    """Config keys and values: queries, detections, sizes of images, stride of masks.
 
     The shorter side is that of the median image, within 256 to 800 pixels. Where a tenth of the
     instances would be smaller than 16 pixels, it is enlarged, up to twice the image or 1333 pixels
-    along the longer side.
+    along the longer side. The stride is the coarsest at which a perfect model could reach mask AP
+    75 with these sizes, or as much as at any.
 
     Args:
         splits: with at least one image among them.
@@ -47,7 +53,7 @@ def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
     short = _rounded_up(scale * median, _STEP)
     train = tuple(_rounded_up(share * short, _STEP) for share in (0.75, 0.875, 1.0))
     longest = max(min(_rounded_up(aspect * short, _STEP), _LARGEST_LONGEST), short)
-    return {
+    settings = {
         "MODEL.ISDA.NUM_QUERIES": queries,
         "TEST.DETECTIONS_PER_IMAGE": queries,
         "INPUT.MIN_SIZE_TRAIN": tuple(dict.fromkeys(train)),
@@ -55,6 +61,39 @@ def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
         "INPUT.MIN_SIZE_TEST": short,
         "INPUT.MAX_SIZE_TEST": longest,
     }
+    images = [image for split in splits for image in annotated_images(split)]
+    return settings | stride_settings(_stride(images, settings))
+
+
+def annotated_images(split: SplitSurvey) -> list[AnnotatedImage]:
+    """The true masks of a split."""
+    return [
+        AnnotatedImage(
+            image.size,
+            [annotation["segmentation"] for annotation in image.annotations],
+            [annotation["category_id"] for annotation in image.annotations],
+        )
+        for image in split.images
+    ]
+
+
+def form_of_settings(settings: Mapping[str, object], stride: int | None = None) -> MaskForm:
+    """What recommended settings decide of masks; the ``stride``, where they do not yet."""
+    return MaskForm(
+        settings["INPUT.MIN_SIZE_TEST"],
+        settings["INPUT.MAX_SIZE_TEST"],
+        stride or settings["MODEL.ISDA.MASK_STRIDE"],
+        settings["MODEL.ISDA.NUM_QUERIES"],
+        settings["TEST.DETECTIONS_PER_IMAGE"],
+    )
+
+
+def _stride(images: Sequence[AnnotatedImage], settings: Mapping[str, object]) -> int:
+    forms = [form_of_settings(settings, stride) for stride in _STRIDES]
+    ceilings = [ceiling.ap for ceiling in mask_ceilings(images, forms, _INSTANCES)]
+    enough = min(ENOUGH, max(ceilings, default=0) - _LITTLE)
+    good = [stride for stride, ap in zip(_STRIDES, ceilings) if ap >= enough]
+    return good[0] if good else _STRIDES[0]
 
 
 def _rounded_up(value: float, step: int) -> int:
