@@ -44,7 +44,8 @@ from isda.engine.setup import ConfigError, check_config, load_config
 
 INTERVAL = 5.0  # seconds between lines of progress
 LISTED = 20  # classes
-INSTANCES = 5000  # that the ceiling is computed from, at most
+INSTANCES = 1000  # that the ceiling is computed from, at most
+ENOUGH = 90.0  # mask AP from which on nothing is looked for that would raise it
 
 
 class Progress:
@@ -183,7 +184,7 @@ def ceiling(survey: Survey, settings: dict[str, object], args: argparse.Namespac
     # What AP will be measured on, if it is known.
     annotated = [split for split in survey.splits if split.class_counts()]
     for split in sorted(annotated, key=lambda split: split.name != "val")[:1]:
-        outlook = look_ahead(annotated_images(split), form, INSTANCES)
+        outlook = look_ahead(annotated_images(split), form, INSTANCES, ENOUGH)
         return outlook.sentence(named, split.name) if outlook else ""
     return ""
 

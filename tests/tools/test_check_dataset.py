@@ -39,6 +39,7 @@ def test_a_set_in_order(tmp_path, capsys):
         "true boxes that NMS would delete: 0 (0.0%) at 0.5, 0 (0.0%) at 0.7",
         "MODEL.ISDA.NUM_QUERIES 50",
         "INPUT.MIN_SIZE_TRAIN '(",
+        "MODEL.ISDA.MASK_STRIDE 4",
     ):
         assert line in printed
 
@@ -51,8 +52,35 @@ def test_settings_can_be_pasted_behind_train_net(tmp_path, capsys):
     _, printed = check(capsys, write(tmp_path))
     lines = re.findall(r"^  ((?:MODEL|TEST|INPUT)\..+)$", printed, re.MULTILINE)
     cfg = load_config("", [word for line in lines for word in shlex.split(line)])
-    assert len(lines) == 6 and cfg.MODEL.ISDA.NUM_QUERIES == 50
+    assert len(lines) == 7 and cfg.MODEL.ISDA.NUM_QUERIES == 50
     assert isinstance(cfg.INPUT.MIN_SIZE_TRAIN, tuple)
+
+
+def test_what_a_perfect_model_could_reach(tmp_path, capsys):
+    """Rectangles of 8 by 20 pixels on the val images, of which stride 4 loses the corners."""
+    folder = write(tmp_path / "data")
+    _, printed = check(capsys, folder, "--output", tmp_path / "page.html")
+    sentence = re.search(r"^with these settings a perfect ISDA could reach .*$", printed, re.M)[0]
+    assert sentence.startswith("with these settings a perfect ISDA could reach mask AP 9")
+    assert "on val" in sentence
+    assert sentence[1:] in (tmp_path / "page.html").read_text()
+
+    path = tmp_path / "own.yaml"
+    path.write_text("MODEL: {META_ARCHITECTURE: ISDA, ISDA: {MASK_STRIDE: 8}}")
+    small = ("--opts", "INPUT.MIN_SIZE_TEST", "40", "TEST.DETECTIONS_PER_IMAGE", "1")
+    _, printed = check(capsys, folder, "--config-file", path, *small)
+    sentence = re.search(rf"^with {re.escape(str(path))} a perfect .*$", printed, re.M)[0]
+    low, *better = map(int, re.findall(r"(?:mask AP|: ?)(?: |)(\d+)", sentence))
+    assert low < 40 and better and all(low < ap for ap in better)
+    for keys in (
+        "MODEL.ISDA.MASK_STRIDE 4: ",
+        "INPUT.MIN_SIZE_TEST 80 INPUT.MAX_SIZE_TEST 2666: ",
+        "TEST.DETECTIONS_PER_IMAGE 10: ",
+    ):
+        assert keys in sentence
+
+    _, printed = check(capsys, folder, "--opts", "MODEL.META_ARCHITECTURE", "ISTR")
+    assert "what a perfect ISTR could reach is not computed" in printed
 
 
 def test_the_embedded_nuclei(capsys):
@@ -109,6 +137,8 @@ def test_no_data_set(tmp_path, capsys):
         ([".", "--images", "."], "--images belongs to an annotation file"),
         (["a.json", "--images", "none"], "none: there is no such folder"),
         ([], "required: path"),
+        (["a.json", "--config-file", "none.yaml"], "config file none.yaml does not exist"),
+        (["a.json", "--opts", "MODEL.ISDA.MASK_STRIDES", "2"], "unknown config key"),
     ],
 )
 def test_wrong_commands(tmp_path, capsys, monkeypatch, arguments, message):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 
 from isda.data.survey.ceiling import AnnotatedImage, MaskForm
-from isda.data.survey.outlook import ENOUGH, look_ahead
+from isda.data.survey.outlook import look_ahead
 
 __all__ = ["warn_of_ceiling"]
 
@@ -31,7 +31,7 @@ def warn_of_ceiling(cfg: CfgNode, records: Sequence[dict]) -> None:
         for record in records[:: max(len(records) // _IMAGES, 1)]
         if "height" in record and "width" in record
     ]
-    outlook = look_ahead(images, MaskForm.of(cfg), _INSTANCES, enough=ENOUGH)
+    outlook = look_ahead(images, MaskForm.of(cfg), _INSTANCES)
     if outlook is not None and outlook.is_low:
         settings = (
             f"MODEL.ISDA.MASK_STRIDE {cfg.MODEL.ISDA.MASK_STRIDE} and INPUT.MIN_SIZE_TEST "

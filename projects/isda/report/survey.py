@@ -299,7 +299,7 @@ def _settings(settings: Mapping[str, object], ceiling: str) -> Html:
             "the fullest image has instances, at least 50; of ISTR it is MODEL.ISTR.NUM_QUERIES. "
             "Sizes: the shorter side of the median image, larger where a tenth of the instances "
             "would vanish. Mask stride: the coarsest at which a perfect model could reach mask AP "
-            "75, or as much as at any.",
+            "75, or at which a finer one gains less than a point.",
             class_="note",
         ),
         paragraph(f"{ceiling[0].upper()}{ceiling[1:]}.") if ceiling else None,

@@ -325,5 +325,26 @@ def test_recommended_settings(tmp_path):
     assert (large["INPUT.MIN_SIZE_TEST"], large["INPUT.MAX_SIZE_TEST"]) == (1024, 1376)
     thin = settings(tmp_path, split_with(1, size=(4, 40_000), side=2))
     assert thin["INPUT.MAX_SIZE_TEST"] == thin["INPUT.MAX_SIZE_TRAIN"] == 2688
+    assert few["MODEL.ISDA.MASK_STRIDE"] == 4
     none = settings(tmp_path, split_with(0, size=(100, 100)))
     assert none["INPUT.MIN_SIZE_TEST"] == 256 and np.ndim(none["INPUT.MIN_SIZE_TRAIN"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        # 800 pixels of 3,000: 120 are 32, eight cells of stride 4.
+        (120, {"MODEL.ISDA.MASK_STRIDE": 4}),
+        # Of small objects 1,024 pixels: 24 are 8, and not on the grid of cells.
+        (24, {"MODEL.ISDA.MASK_STRIDE": 2, "MODEL.ISDA.MASK_FEATURE_STRIDE": 4}),
+        # 12 are 4: of so small a square even stride 2 blurs every pixel.
+        (12, {"MODEL.ISDA.MASK_STRIDE": 1, "MODEL.ISDA.MASK_FEATURE_STRIDE": 4}),
+    ],
+)
+def test_the_stride_follows_the_size_of_the_objects(tmp_path, side, expected):
+    part = split_with(40, size=(3000, 4000), side=side)
+    for index, record in enumerate(part["annotations"]):
+        place = 100 + (side + 11) * index
+        record["segmentation"] = box(place, place % 2900, side, side)
+    found = settings(tmp_path, part)
+    assert {key: value for key, value in found.items() if "STRIDE" in key} == expected

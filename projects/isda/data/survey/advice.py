@@ -7,7 +7,7 @@ import numpy as np
 
 from isda.data.survey.ceiling import AnnotatedImage, MaskForm, mask_ceilings
 from isda.data.survey.examine import SplitSurvey
-from isda.data.survey.outlook import ENOUGH, stride_settings
+from isda.data.survey.outlook import ENOUGH, STRIDES, stride_settings
 from isda.data.survey.summary import summarise
 
 __all__ = ["annotated_images", "form_of_settings", "recommended_settings"]
@@ -21,9 +21,8 @@ _LONGEST = 1333
 _LARGEST_LONGEST = 2688  # of what is very thin: it is scaled down
 _LARGEST_SCALE = 2.0
 _STEP = 32  # coarsest stride of a backbone
-_STRIDES = (4, 2, 1)  # of masks
 _LITTLE = 1.0  # points of mask AP that are not worth a finer stride
-_INSTANCES = 1000  # that the stride is chosen by, at most
+_INSTANCES = 500  # that the stride is chosen by, at most
 
 
 def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
@@ -32,7 +31,7 @@ def recommended_settings(splits: Sequence[SplitSurvey]) -> dict[str, object]:
     The shorter side is that of the median image, within 256 to 800 pixels. Where a tenth of the
     instances would be smaller than 16 pixels, it is enlarged, up to twice the image or 1333 pixels
     along the longer side. The stride is the coarsest at which a perfect model could reach mask AP
-    75 with these sizes, or as much as at any.
+    75 with these sizes, or at which a finer one gains less than a point.
 
     Args:
         splits: with at least one image among them.
@@ -89,11 +88,16 @@ def form_of_settings(settings: Mapping[str, object], stride: int | None = None) 
 
 
 def _stride(images: Sequence[AnnotatedImage], settings: Mapping[str, object]) -> int:
-    forms = [form_of_settings(settings, stride) for stride in _STRIDES]
-    ceilings = [ceiling.ap for ceiling in mask_ceilings(images, forms, _INSTANCES)]
-    enough = min(ENOUGH, max(ceilings, default=0) - _LITTLE)
-    good = [stride for stride, ap in zip(_STRIDES, ceilings) if ap >= enough]
-    return good[0] if good else _STRIDES[0]
+    """The coarsest that is enough; where none is, the last that gained something."""
+    chosen, best = STRIDES[0], 0.0
+    for stride in STRIDES:
+        form = form_of_settings(settings, stride)
+        for ceiling in mask_ceilings(images, [form], _INSTANCES):
+            if ceiling.ap >= best + _LITTLE:
+                chosen, best = stride, ceiling.ap
+        if best >= ENOUGH:
+            break
+    return chosen
 
 
 def _rounded_up(value: float, step: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from isda.data.masks import compressed_rle, draw_columns, parse_segmentation
 from isda.meta_arch.isda import shrink_masks
+from isda.modeling.parts import largest_parts
 from isda.modeling.postprocessing import MaskWindow, mask_windows
 
 __all__ = ["AnnotatedImage", "Ceiling", "MaskForm", "mask_ceilings"]
@@ -56,6 +57,7 @@ class MaskForm:
     queries: int  # MODEL.ISDA.NUM_QUERIES
     detections: int  # TEST.DETECTIONS_PER_IMAGE
     threshold: float = 0.5  # MODEL.ISDA.MASK_THRESHOLD
+    largest_part: bool = False  # MODEL.ISDA.LARGEST_PART
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "MaskForm":
@@ -68,6 +70,7 @@ class MaskForm:
             isda.NUM_QUERIES,
             cfg.TEST.DETECTIONS_PER_IMAGE,
             isda.MASK_THRESHOLD,
+            isda.LARGEST_PART,
         )
 
     def enlarged(self, factor: int) -> "MaskForm":
@@ -198,6 +201,8 @@ def _ious(image: AnnotatedImage, masks: Mapping[int, _TrueMask], form: MaskForm)
     truths = [mask.window for mask in masks.values()]
     for start in range(0, len(truths), count):
         probs = _shrunk(resized[start : start + count], form.stride, grid)
+        if form.largest_part:
+            probs = largest_parts(probs, form.threshold, grid)
         drawn = mask_windows(probs, padded, seen, image.size, form.threshold)
         results += map(_iou, drawn, truths[start : start + count])
     return np.array(results)

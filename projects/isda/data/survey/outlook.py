@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from isda.data.survey.ceiling import AnnotatedImage, Ceiling, MaskForm, mask_ceilings
 
-__all__ = ["ENOUGH", "Outlook", "look_ahead", "stride_settings"]
+__all__ = ["ENOUGH", "STRIDES", "Outlook", "look_ahead", "stride_settings"]
 
+STRIDES = (4, 2, 1)  # of masks, to be tried in this order
 ENOUGH = 75.0  # mask AP: below, the settings hold a model back more than most networks do
 _GAIN = 1.0  # points of mask AP that are worth another setting
 
@@ -42,12 +43,12 @@ class Outlook:
 
 
 def look_ahead(
-    images: Sequence[AnnotatedImage], form: MaskForm, limit: int, *, enough: float = 100.0
+    images: Sequence[AnnotatedImage], form: MaskForm, limit: int, enough: float = ENOUGH
 ) -> Outlook | None:
-    """The ceiling, and each setting that would raise it by a point or more.
+    """The ceiling and, where that is low, each setting that would raise it by a point or more.
 
-    Tried are finer strides, images of twice the size, and as many queries and detections as the
-    fullest image has instances, each alone.
+    Tried are finer strides until one is enough, images of twice the size, and as many queries and
+    detections as the fullest image has instances, each alone.
 
     Args:
         images, limit: as for :func:`mask_ceilings`.
@@ -56,44 +57,49 @@ def look_ahead(
     Returns:
         None where no instance can be used.
     """
-    now = mask_ceilings(images, [form], limit)
-    if not now:
+
+    def of(form: MaskForm) -> Ceiling:
+        return mask_ceilings(images, [form], limit)[0]
+
+    if not mask_ceilings(images, [form], 1):
         return None
+    now = best = of(form)
     remedies: dict[str, Ceiling] = {}
-    if now[0].ap < enough:
-        options = _alternatives(form, max(len(image.segmentations) for image in images))
-        ceilings = mask_ceilings(images, [*options.values()], limit)
-        remedies = dict(zip(options, ceilings, strict=True))
-    return Outlook(now[0], _worthwhile(now[0], remedies))
+    for stride in STRIDES:
+        if stride < form.stride and best.ap < enough:
+            finer = of(replace(form, stride=stride))
+            if finer.ap >= best.ap + _GAIN:
+                remedies[_pairs(stride_settings(stride))] = best = finer
+    if now.ap < enough:
+        most = max(len(image.segmentations) for image in images)
+        for keys, other in (_larger(form), _more_queries(form, most)):
+            if other != form and (ceiling := of(other)).ap >= now.ap + _GAIN:
+                remedies[keys] = ceiling
+    return Outlook(now, remedies)
 
 
-def _alternatives(form: MaskForm, most: int) -> dict[str, MaskForm]:
+def _larger(form: MaskForm) -> tuple[str, MaskForm]:
     """Keys with values, and what they make of the settings."""
-    options = {
-        _pairs(stride_settings(stride)): replace(form, stride=stride)
-        for stride in (4, 2, 1)
-        if stride < form.stride
+    larger = form.enlarged(2)
+    sizes = {
+        "INPUT.MIN_SIZE_TEST": larger.short_side,
+        "INPUT.MAX_SIZE_TEST": larger.longest_side,
     }
-    if form.short_side:
-        larger = form.enlarged(2)
-        sizes = {
-            "INPUT.MIN_SIZE_TEST": larger.short_side,
-            "INPUT.MAX_SIZE_TEST": larger.longest_side,
-        }
-        options[_pairs(sizes)] = larger
+    # Images that are not resized stay as they are.
+    return _pairs(sizes), larger if form.short_side else form
+
+
+def _more_queries(form: MaskForm, most: int) -> tuple[str, MaskForm]:
+    """The same, for images of up to ``most`` instances."""
     number = -(-most // 10) * 10
     limits = {
-        key: number
-        for key, limit in (
-            ("MODEL.ISDA.NUM_QUERIES", form.queries),
-            ("TEST.DETECTIONS_PER_IMAGE", form.detections),
-        )
-        if limit < most
+        "MODEL.ISDA.NUM_QUERIES": form.queries,
+        "TEST.DETECTIONS_PER_IMAGE": form.detections,
     }
-    if limits:
-        enough = {"queries": max(number, form.queries), "detections": max(number, form.detections)}
-        options[_pairs(limits)] = replace(form, **enough)
-    return options
+    raised = {key: number if limit < most else limit for key, limit in limits.items()}
+    queries, detections = raised.values()
+    keys = _pairs({key: value for key, value in raised.items() if value != limits[key]})
+    return keys, replace(form, queries=queries, detections=detections)
 
 
 def stride_settings(stride: int) -> dict[str, int]:
@@ -104,14 +110,3 @@ def stride_settings(stride: int) -> dict[str, int]:
 
 def _pairs(settings: dict[str, int]) -> str:
     return " ".join(f"{key} {value}" for key, value in settings.items())
-
-
-def _worthwhile(now: Ceiling, remedies: dict[str, Ceiling]) -> dict[str, Ceiling]:
-    """Those that gain; of the strides, which come first, each over the one before."""
-    chosen, best_stride = {}, now.ap
-    for keys, ceiling in remedies.items():
-        is_stride = "MASK_STRIDE" in keys
-        if ceiling.ap >= (best_stride if is_stride else now.ap) + _GAIN:
-            chosen[keys] = ceiling
-            best_stride = ceiling.ap if is_stride else best_stride
-    return chosen
