@@ -11,7 +11,8 @@ predictions: photograph, ground truth where there is one, and predictions, side 
 sampling:    ISDA: where a query looks, decoder layer by decoder layer, and the mask it makes of it.
 attention:   ISDA: how much of its attention each head gives to each level.
 features:    ISDA: mask features, the mask that a query reads out of them, class scores, maskness.
-steps:       ISTR: boxes and masks from step to step.
+ellipse:     ISDA with boxes: how a query's mask is made of the features and of an ellipse.
+steps:       ISTR, ISDA with boxes: boxes and masks from step to step or layer to layer.
 all:         whatever of these the model has.
 """
 
@@ -35,12 +36,14 @@ from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config
 from isda.inspection.figures import (
     attention_figure,
+    ellipse_figure,
     features_figure,
     sampling_figure,
     steps_figure,
     write_figure,
 )
-from isda.inspection.traces import trace_isda, trace_istr
+from isda.inspection.traces import ISDATrace, ISTRTrace, trace_isda, trace_istr
+from isda.meta_arch import ISDA, ISTR
 from isda.visualization import (
     brighten,
     draw_annotations,
@@ -49,9 +52,8 @@ from isda.visualization import (
     write_image,
 )
 
-DRAWINGS = ("predictions", "sampling", "attention", "features", "steps")
-OF_ISDA = ("sampling", "attention", "features")
-OF_ISTR = ("steps",)
+DRAWINGS = ("predictions", "sampling", "attention", "features", "ellipse", "steps")
+OF_ISDA = ("sampling", "attention", "features", "ellipse")
 WEIGHTS = ("model_best.pth", "model_final.pth")
 SMALLEST_SIDE = 384  # pixels to which small images are enlarged, for labels to be legible
 
@@ -144,10 +146,12 @@ def chosen_drawings(what: list[str], predictor: Predictor) -> list[str]:
     if "all" not in what:
         return what
     model = predictor.model
-    drawings = ["predictions"]
-    drawings += OF_ISDA if hasattr(model, "transformer") else ()
-    drawings += OF_ISTR if hasattr(model, "refinement") else ()
-    return drawings
+    of_isda = isinstance(model, ISDA)
+    has = dict.fromkeys(("sampling", "attention", "features"), of_isda)
+    has["ellipse"] = of_isda and model.instance_head.ellipse is not None
+    with_boxes = of_isda and model.transformer.reference_boxes is not None
+    has["steps"] = isinstance(model, ISTR) or with_boxes
+    return ["predictions", *(name for name, there in has.items() if there)]
 
 
 def dataset_names(args: argparse.Namespace, cfg: CfgNode) -> list[str]:
@@ -244,14 +248,19 @@ class Pictures:
 
     def _figures(self, image: np.ndarray):
         """Name and figure of what else was asked for."""
-        if any(name in OF_ISDA for name in self.drawings):
-            yield from self._figures_of_isda(image)
-        if any(name in OF_ISTR for name in self.drawings):
-            yield from self._figures_of_istr(image)
+        of_isda = any(name in OF_ISDA for name in self.drawings)
+        steps = "steps" in self.drawings
+        if not (of_isda or steps):
+            return
+        with_layers = of_isda or isinstance(self.predictor.model, ISDA)
+        trace = (trace_isda if with_layers else trace_istr)(self.predictor, image)
+        if of_isda:
+            yield from self._figures_of_isda(image, trace)
+        if steps:
+            yield self._steps(image, trace)
 
-    def _figures_of_isda(self, image: np.ndarray):
-        trace, shown = trace_isda(self.predictor, image), brighten(image)
-        asked = self.args.query
+    def _figures_of_isda(self, image: np.ndarray, trace: ISDATrace):
+        shown, asked = brighten(image), self.args.query
         query = trace.query_of() if asked in (None, "best") else asked
         style = {"names": self.names, "threshold": self.args.confidence_threshold}
         if "sampling" in self.drawings:
@@ -260,9 +269,12 @@ class Pictures:
             yield f"query{query}_attention", attention_figure(trace, query)
         if "features" in self.drawings:
             yield f"query{query}_features", features_figure(shown, trace, query, **style)
+        if "ellipse" in self.drawings:
+            figure = ellipse_figure(shown, trace, query, names=self.names)
+            yield f"query{query}_ellipse", figure
 
-    def _figures_of_istr(self, image: np.ndarray):
-        trace, asked = trace_istr(self.predictor, image), self.args.query
+    def _steps(self, image: np.ndarray, trace: ISDATrace | ISTRTrace):
+        asked = self.args.query
         if asked is None:
             instances = confident(trace.instances, self.args.confidence_threshold)
             queries = list(dict.fromkeys(instances.queries.tolist()))
@@ -270,7 +282,7 @@ class Pictures:
         else:
             queries = [trace.query_of() if asked == "best" else asked]
             name = f"query{queries[0]}_steps"
-        yield name, steps_figure(brighten(image), trace, queries, names=self.names)
+        return name, steps_figure(brighten(image), trace, queries, names=self.names)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,6 +34,13 @@ RETINANET = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16]], "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
 )
 
+# Overrides that give the toy boxes.
+BOXES = (
+    *("MODEL.ISDA.BOXES", True, "MODEL.ISDA.BOX_REFINEMENT", True),
+    *("MODEL.ISDA.QUERY_SELECTION", True, "MODEL.ISDA.ELLIPSE", True),
+    *("MODEL.ISDA.KERNEL_POSITION", False, "MODEL.ISDA.DENOISING_QUERIES", 4),
+)
+
 
 @BACKBONE_REGISTRY.register()
 class ToyBackbone(Backbone):

@@ -11,11 +11,14 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-from toys import ISTR, toy_config
+from toys import BOXES, ISTR, toy_config
 
 from isda.engine.predictor import Predictor
 
-RANDOM = ("sampling_offsets", "attention_weights", "classes.weight", "kernels.4.weight", "queries")
+RANDOM = (
+    *("sampling_offsets", "attention_weights", "classes.weight", "kernels.4.weight", "queries"),
+    *("boxes.layers.4.weight", "boxes.head.layers.4.weight"),
+)
 
 
 def make_predictor(folder, *overrides, prepare=None):
@@ -29,7 +32,7 @@ def make_predictor(folder, *overrides, prepare=None):
     model = build_model(cfg)
     for name, parameter in model.named_parameters():
         if any(part in name for part in RANDOM):
-            nn.init.normal_(parameter, mean=0.5 * ("boxes" in name), std=0.2)
+            nn.init.normal_(parameter, mean=0.5 * ("queries.boxes" in name), std=0.2)
     if prepare:
         with torch.no_grad():
             prepare(model)
@@ -42,6 +45,12 @@ def make_predictor(folder, *overrides, prepare=None):
 def isda(tmp_path):
     """``isda(*overrides, prepare=None)``."""
     return lambda *overrides, **options: make_predictor(tmp_path, *overrides, **options)
+
+
+@pytest.fixture
+def boxes(tmp_path):
+    """As ``isda``, with boxes."""
+    return lambda *overrides, **options: make_predictor(tmp_path, *BOXES, *overrides, **options)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from matplotlib.patches import Rectangle
 
 from isda.inspection.figures import (
     attention_figure,
+    ellipse_figure,
     features_figure,
     principal_colors,
     sampling_figure,
@@ -49,7 +50,7 @@ def synthetic_trace(pixel):
         mask_threshold=0.5,
         padded_size=(32, 64),
         strides=[8],
-        reference_points=torch.tensor([[0.9, 0.9]]),
+        references=[torch.tensor([[0.9, 0.9]])],
         samples=[LayerSamples(location.view(1, 1, 1, 1, 2), torch.ones(1, 1, 1, 1))],
         predictions=[prediction],
     )
@@ -157,6 +158,74 @@ def test_steps_show_every_box(istr, noise):
         assert colors[-1] == instance_colors(2)[0]
         assert colors[-2] == instance_colors(2)[1]
         assert len(set(colors[:-2])) == 1
+
+
+def rectangles(axes):
+    """XYXY of the boxes that are drawn."""
+    patches = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    return np.array(
+        [[*r.get_xy(), r.get_x() + r.get_width(), r.get_y() + r.get_height()] for r in patches]
+    )
+
+
+def test_steps_of_isda_begin_with_what_the_encoder_proposed(boxes, noise):
+    image = noise(70, 150)
+    trace = trace_isda(boxes(), image)
+    figure = steps_figure(image, trace, [4, 1])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == "boxes: from the encoder"
+    assert titles[2].startswith("decoder layer 2")
+    for step, axes in enumerate(figure.axes):
+        expected = trace.boxes_in_pixels(step)[[0, 2, 3, 5, 1, 4]]
+        np.testing.assert_allclose(rectangles(axes), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_samples_stand_with_the_box_that_their_layer_looks_around(boxes, noise):
+    trace = trace_isda(boxes(), noise(64, 96))
+    figure = sampling_figure(noise(64, 96), trace, 3)
+    for layer in range(2):
+        (drawn,) = rectangles(figure.axes[1 + layer])
+        expected = trace.reference_boxes_in_pixels(layer)[3]
+        np.testing.assert_allclose(drawn, expected, rtol=1e-4, atol=1e-3)
+
+
+def look_around(model, box):
+    """Every query's box, at every layer."""
+    transformer = model.transformer
+    transformer.reference_points.weight.zero_()
+    transformer.reference_points.bias.copy_(torch.logit(torch.tensor(box)))
+    transformer.reference_boxes.head.layers[-1].weight.zero_()
+
+
+def test_an_ellipse_is_drawn_where_it_is(boxes, noise):
+    """Of an image that is padded: its zero contour is the ellipse of 0.6 times the box."""
+    image = noise(70, 150)
+    learned = ("MODEL.ISDA.QUERY_SELECTION", False)
+    predictor = boxes(*learned, prepare=lambda model: look_around(model, [0.6, 0.45, 0.5, 0.7]))
+    trace = trace_isda(predictor, image)
+    figure = ellipse_figure(image, trace, 2)
+    photograph, *panels = figure.axes[:4]
+    steps = [trace.boxes_in_pixels(step)[2] for step in range(3)]
+    np.testing.assert_allclose(rectangles(photograph), np.stack(steps), rtol=1e-4, atol=1e-3)
+    parts = [part.numpy() for part in trace.mask_logits(2)]
+    for panel, values in zip(panels, [*parts, sum(parts)]):
+        np.testing.assert_allclose(panel.images[1].get_array(), values, rtol=1e-4, atol=1e-3)
+        assert panel.images[1].get_clim() == panels[0].images[1].get_clim()
+    left, top, right, bottom = steps[-1].tolist()
+    assert (left, bottom) == pytest.approx((0.35 * 150, 0.8 * 70), rel=1e-4)
+    zero = panels[1].collections[-1].get_paths()[0].vertices
+    x = (zero[:, 0] - (left + right) / 2) / (0.6 * (right - left))
+    y = (zero[:, 1] - (top + bottom) / 2) / (0.6 * (bottom - top))
+    assert len(zero) > 10
+    np.testing.assert_allclose(np.hypot(x, y), 1, atol=0.05)
+
+
+def test_what_the_paper_s_form_does_not_have_is_told(isda, noise):
+    trace = trace_isda(isda(), noise(64, 96))
+    with pytest.raises(ValueError, match="draw no ellipses: MODEL.ISDA.ELLIPSE is off"):
+        ellipse_figure(noise(64, 96), trace, 0)
+    with pytest.raises(ValueError, match=r"no boxes: only ISTR, and ISDA with MODEL.ISDA.BOXES"):
+        steps_figure(noise(64, 96), trace, [0])
 
 
 def test_a_query_without_a_mask_and_one_that_is_not_there(isda, noise):

@@ -15,6 +15,20 @@ SIZES = [(64, 128), (70, 150)]  # of the image; the second is padded
 assert_close = partial(torch.testing.assert_close, atol=1e-2, rtol=1e-3)
 
 
+every_model = pytest.mark.parametrize("model", ["isda", "boxes", "istr"])
+
+
+@pytest.fixture
+def traced(request, noise):
+    """``traced(model)``: a predictor, an image that it pads, and the trace."""
+
+    def make(model):
+        predictor, image = request.getfixturevalue(model)(), noise(70, 150)
+        return predictor, image, (trace_istr if model == "istr" else trace_isda)(predictor, image)
+
+    return make
+
+
 class OpCalls(TorchDispatchMode):
     """What the operator receives."""
 
@@ -42,11 +56,10 @@ def test_samples_are_those_that_the_operator_receives(isda, noise, size):
     assert not torch.equal(trace.samples[0].locations, trace.samples[1].locations)
 
 
-@pytest.mark.parametrize("method", ["isda", "istr"])
-def test_tracing_changes_nothing_and_leaves_no_hook(isda, istr, noise, method):
-    predictor, image = {"isda": isda, "istr": istr}[method](), noise(70, 150)
+@every_model
+def test_tracing_changes_nothing_and_leaves_no_hook(traced, model):
+    predictor, image, trace = traced(model)
     expected = predictor(image).get_fields()
-    trace = {"isda": trace_isda, "istr": trace_istr}[method](predictor, image)
     for fields in (trace.instances.get_fields(), predictor(image).get_fields()):
         assert torch.equal(fields["pred_masks"], expected["pred_masks"])
         assert torch.equal(fields["scores"], expected["scores"])
@@ -60,8 +73,9 @@ def batched(predictor, image):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_predictions_of_isda_are_those_of_its_training(isda, noise, size):
-    predictor, image = isda("INPUT.FORMAT", "RGB"), noise(*size)
+@pytest.mark.parametrize("form", ["isda", "boxes"])
+def test_predictions_of_isda_are_those_of_its_training(request, noise, form, size):
+    predictor, image = request.getfixturevalue(form)("INPUT.FORMAT", "RGB"), noise(*size)
     trace = trace_isda(predictor, image)
     model = predictor.model.train()
     expected = model.predict(model.preprocess(batched(predictor, image)))
@@ -70,6 +84,9 @@ def test_predictions_of_isda_are_those_of_its_training(isda, noise, size):
         assert_close(prediction.class_logits, wanted.class_logits)
         assert_close(prediction.kernels, wanted.kernels)
         assert_close(prediction.mask_features, wanted.mask_features)
+        assert (prediction.boxes is None) == (form == "isda")
+        if form == "boxes":
+            assert_close(prediction.boxes, wanted.boxes)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -92,13 +109,12 @@ def test_predictions_of_istr_are_those_of_its_training(istr, noise, size):
     assert_close(corner, wanted)
 
 
-@pytest.mark.parametrize("method", ["isda", "istr"])
-def test_the_best_instance_comes_from_the_best_query(isda, istr, noise, method):
-    predictor, image = {"isda": isda, "istr": istr}[method](), noise(70, 150)
-    trace = {"isda": trace_isda, "istr": trace_istr}[method](predictor, image)
+@every_model
+def test_the_best_instance_comes_from_the_best_query(traced, model):
+    _, _, trace = traced(model)
     for rank in (0, len(trace.instances) - 1):
         query, best = trace.query_of(rank), trace.instances[rank]
-        alone = trace.instance_of(query, 2 if method == "istr" else -1)
+        alone = trace.instance_after(query, 2)
         assert alone.queries.tolist() == [query]
         assert alone.image_size == (70, 150)
         torch.testing.assert_close(alone.pred_masks, best.pred_masks)
@@ -168,6 +184,58 @@ def test_the_operator_reads_where_locations_are_drawn(isda, noise):
     drawn = trace.locations_in_pixels(0)[:, :, :3]
     expected = (drawn * weights[..., None]).sum(dim=(2, 3))  # (N, heads, 2)
     torch.testing.assert_close(read.view_as(expected), expected)
+
+
+@pytest.mark.parametrize("refined", [True, False])
+@pytest.mark.parametrize("chosen", [True, False])
+def test_references_are_the_boxes_that_attention_receives(boxes, noise, refined, chosen):
+    keys = ("MODEL.ISDA.BOX_REFINEMENT", refined, "MODEL.ISDA.QUERY_SELECTION", chosen)
+    predictor = boxes(*keys)
+    received = []
+    for layer in predictor.model.transformer.decoder:
+        layer.cross_attn.register_forward_hook(lambda _, args, output: received.append(args[1]))
+    trace = trace_isda(predictor, noise(64, 128))  # not padded: fractions of image and of levels
+    assert trace.has_boxes and trace.chosen == chosen
+    assert len(received) == len(trace.references) == 2
+    for found, expected in zip(trace.references, received):
+        assert torch.equal(found, expected[0, :, 0])
+    assert torch.equal(trace.references[0], trace.references[1]) != refined
+
+
+def test_boxes_are_told_in_pixels_of_the_image(traced):
+    _, _, trace = traced("boxes")
+    assert trace.num_steps == 2
+    for step in range(3):
+        relative = trace.predictions[step - 1].boxes[0] if step else trace.references[0]
+        x, y, w, h = (relative * torch.tensor([150, 70, 150, 70])).unbind(1)
+        expected = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1)
+        torch.testing.assert_close(trace.boxes_in_pixels(step), expected)
+    torch.testing.assert_close(trace.boxes_in_pixels(1), trace.reference_boxes_in_pixels(1))
+    centres = trace.boxes_in_pixels(0).view(-1, 2, 2).mean(dim=1)
+    torch.testing.assert_close(trace.reference_points_in_pixels(), centres)
+
+
+def test_mask_logits_are_the_features_part_and_the_ellipse(traced):
+    """Ellipses that nothing has learned: of 0.6 times the box, 2 in the middle."""
+    _, _, trace = traced("boxes")  # seen as 30×64, padded to 32×64
+    features, ellipse = trace.mask_logits(3)
+    cx, cy, w, h = trace.predictions[-1].boxes[0, 3].double()
+    rows, columns = ((torch.arange(cells).double() + 0.5) * 4 for cells in (8, 16))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    distance = ((x / 64 - cx) / (0.6 * w)) ** 2 + ((y / 30 - cy) / (0.6 * h)) ** 2
+    torch.testing.assert_close(ellipse.double(), 2 * (1 - distance), atol=1e-3, rtol=1e-4)
+    kernel, learned = trace.predictions[-1].kernels[0, 3], trace.learned_features()
+    assert len(learned) == len(kernel) - 5
+    torch.testing.assert_close(features, (kernel[:-5, None, None] * learned).sum(dim=0))
+    torch.testing.assert_close(trace.mask_probs(3), (features + ellipse).sigmoid())
+
+
+def test_paper_s_form_has_no_boxes_and_no_ellipses(traced):
+    _, _, trace = traced("isda")
+    assert not (trace.has_boxes or trace.ellipse or trace.chosen)
+    (features,) = trace.mask_logits(0)
+    torch.testing.assert_close(trace.mask_probs(0), features.sigmoid())
+    assert torch.equal(trace.learned_features(), trace.predictions[-1].mask_features[0])
 
 
 def test_attention_of_every_head_is_shared_out(isda, noise):

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-from toys import ISTR, toy_config, toy_data
+from toys import BOXES, ISTR, toy_config, toy_data
 
 import visualize
 
@@ -51,6 +51,17 @@ def test_all_of_isda(tmp_path, run, capsys):
     names = drawn(tmp_path, capsys, "all", "--run", run(), "--limit", "1", "--query", "3")
     kinds = ("predictions", "query3_sampling", "query3_attention", "query3_features")
     assert names == {f"image_0_{kind}.png" for kind in kinds}
+
+
+def test_all_of_isda_with_boxes(tmp_path, run, capsys):
+    arguments = ["--run", run(*BOXES), "--limit", "1", "--query", "3"]
+    kinds = ("sampling", "attention", "features", "ellipse", "steps")
+    assert drawn(tmp_path, capsys, "all", *arguments) == {
+        "image_0_predictions.png",
+        *(f"image_0_query3_{kind}.png" for kind in kinds),
+    }
+    names = drawn(tmp_path, capsys, "steps", *arguments[:-2], "--confidence-threshold", "0")
+    assert names == {"image_0_steps.png"}
 
 
 def test_all_of_istr(tmp_path, run, capsys):
@@ -118,7 +129,8 @@ def error_of(capsys, *arguments):
 def test_mistakes_are_told_in_one_line(tmp_path, run, capsys):
     folder = run()
     image = ("--image", tmp_path / "image_1.png", "--output", tmp_path / "out")
-    assert "only ISTR does" in error_of(capsys, "steps", "--run", folder, *image)
+    assert "this ISDA predicts no boxes" in error_of(capsys, "steps", "--run", folder, *image)
+    assert "draw no ellipses" in error_of(capsys, "ellipse", "--run", folder, *image)
     wrong_query = error_of(capsys, "sampling", "--run", folder, "--query", "6", *image)
     assert "numbered from 0 to 5" in wrong_query
     wrong_data = error_of(capsys, "all", "--run", folder, "--dataset", "toi", *image)

@@ -1,10 +1,11 @@
-"""Pictures of what a model looked at: sampling locations, attention, mask features, boxes.
+"""Pictures of what a model looked at: sampling locations, attention, features, ellipses, boxes.
 
 Images are ``(H, W, 3)`` uint8 in RGB, of the size that the trace's predictor was given.
 """
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 import torch
 from detectron2.structures import Instances
@@ -21,6 +22,7 @@ from isda.visualization import class_labels, draw_instances, instance_colors, wr
 
 __all__ = [
     "attention_figure",
+    "ellipse_figure",
     "features_figure",
     "principal_colors",
     "sampling_figure",
@@ -37,6 +39,9 @@ _FAINT = "#9e9e9e"
 _WEIGHTS = "turbo"
 _MARGIN = 0.12  # around an image, in its longer sides, to show samples outside
 _CLIPPED = 2.0  # percent of the mask features at either end that become the full color
+_LOGITS = "RdBu_r"  # white where a logit is zero
+_MANY_BOXES = 100  # of more, only those that count are drawn clearly
+_ORDER = "cool"  # from the first box of a query to its last
 
 
 def sampling_figure(
@@ -51,7 +56,8 @@ def sampling_figure(
 
     The first panel shows all reference points over the instances with a score of at least
     ``threshold``; the others every point that the query samples (Deformable DETR,
-    arXiv 2010.04159, figure 6), and the mask that it predicts after that layer.
+    arXiv 2010.04159, figure 6), the box that it looks around, if the model has boxes, and the
+    mask that it predicts after that layer.
 
     Raises:
         ValueError: the model has no such query.
@@ -85,11 +91,12 @@ def _draw_reference_points(
     found = trace.instances[trace.instances.scores >= threshold]
     _show(axes, _painted(image, found.pred_masks), image, margin=_MARGIN)
     points = trace.reference_points_in_pixels().cpu().numpy()
+    what = "centres of the first boxes" if trace.has_boxes else "reference points"
     axes.scatter(*points.T, s=8, color="white", edgecolors="black", linewidths=0.5)
     for color, number in zip(instance_colors(len(found)), found.queries.tolist()):
         axes.scatter(*points[number], s=36, color=color, edgecolors="black", linewidths=1)
     _mark(axes, points[query])
-    title = f"reference points of {len(points)} queries,\nthat of query {query} marked"
+    title = f"{what} of {len(points)} queries,\nthat of query {query} marked"
     axes.set_title(title, fontsize="small")
 
 
@@ -109,7 +116,9 @@ def _draw_samples(axes: Axes, trace: ISDATrace, query: int, layer: int, colors: 
             edgecolors="black",
             linewidths=0.4,
         )
-    _mark(axes, trace.reference_points_in_pixels()[query].cpu().numpy())
+    if trace.has_boxes:
+        _draw_box(axes, trace.reference_boxes_in_pixels(layer)[query], "black")
+    _mark(axes, trace.reference_points_in_pixels(layer)[query].cpu().numpy())
 
 
 def _mark(axes: Axes, point: np.ndarray) -> None:
@@ -126,7 +135,10 @@ def _level_legend(trace: ISDATrace) -> list[Line2D]:
         for marker, stride in zip(_MARKERS * len(trace.strides), trace.strides)
     ]
     style |= {"markeredgecolor": _QUERY_COLOR, "markeredgewidth": 2}
-    handles.append(Line2D([], [], marker="x", label="the query's reference point", **style))
+    place = "the centre of its box" if trace.has_boxes else "the query's reference point"
+    handles.append(Line2D([], [], marker="x", label=place, **style))
+    if trace.has_boxes:
+        handles.append(Line2D([], [], color="black", label="the box that the query looks around"))
     return [*handles, Line2D([], [], color=_QUERY_COLOR, label="its mask")]
 
 
@@ -178,7 +190,7 @@ def features_figure(
     found = trace.instances[trace.instances.scores >= threshold]
     _show(photograph, _painted(image, found.pred_masks), image)
     photograph.set_title(f"{len(found)} instances from {threshold:.0%} on", fontsize="small")
-    _show_padded(features, image, trace, principal_colors(trace.predictions[-1].mask_features[0]))
+    _show_padded(features, image, trace, principal_colors(trace.learned_features()))
     features.set_title("mask features, principal components", fontsize="small")
     heat = trace.mask_probs(query).cpu().numpy()
     shown = _show_padded(probs, image, trace, heat, vmin=0, vmax=1, cmap="magma")
@@ -232,32 +244,110 @@ def _draw_scores(axes: Axes, trace: ISDATrace, names: Sequence[str] | None) -> N
     axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.4, -0.05), ncols=3)
 
 
+def ellipse_figure(
+    image: np.ndarray,
+    trace: ISDATrace,
+    query: int,
+    *,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """How a kernel makes a mask: what it reads out of the features, plus an ellipse.
+
+    Panels: the query's box from the first to the last; the logits that the features give, the
+    same for all that looks alike; those of the ellipse with its level sets, zero in bold; their
+    sum, whose zero is the mask's outline.
+
+    Raises:
+        ValueError: the model has no such query, or its kernels draw no ellipses.
+    """
+    trace.check_query(query)
+    if not trace.ellipse:
+        raise ValueError("this model's kernels draw no ellipses: MODEL.ISDA.ELLIPSE is off")
+    figure, (photograph, *panels) = _panels(image, 4)
+    _show(photograph, image, image)
+    _draw_boxes_of(photograph, trace, query)
+    features, ellipse = (part.cpu().numpy() for part in trace.mask_logits(query))
+    limit = max(float(ellipse.max()), float(np.percentile(np.abs(features), 100 - _CLIPPED)), 1.0)
+    instance = trace.instance_of(query)
+    shown = {
+        "kernel · features": features,
+        "ellipse around the last box": ellipse,
+        f"their sum: {_label(instance, names)}": features + ellipse,
+    }
+    style = {"cmap": _LOGITS, "vmin": -limit, "vmax": limit, "alpha": 0.7}
+    for panel, (title, values) in zip(panels, shown.items(), strict=True):
+        _show(panel, _faded(image), image)
+        _show_padded(panel, image, trace, values, **style)
+        panel.set_title(title, fontsize="small")
+    _draw_level_sets(panels[1], trace, ellipse)
+    _outline(panels[2], instance)
+    scale = ScalarMappable(Normalize(-limit, limit), _LOGITS)
+    bar = figure.colorbar(scale, ax=panels, label="logit of the mask", shrink=0.8, extend="both")
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _draw_boxes_of(axes: Axes, trace: ISDATrace, query: int) -> None:
+    """One query's boxes, from the first to the last."""
+    colors = matplotlib.colormaps[_ORDER](np.linspace(0, 1, trace.num_steps + 1))
+    names = [_first_boxes(trace), *(f"layer {step}" for step in range(1, trace.num_steps + 1))]
+    for step, (color, name) in enumerate(zip(colors, names, strict=True)):
+        _draw_box(axes, trace.boxes_in_pixels(step)[query], color, label=name)
+    axes.set_title(f"boxes of query {query}", fontsize="small")
+    axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+
+
+def _first_boxes(trace: ISDATrace | ISTRTrace) -> str:
+    return "from the encoder" if isinstance(trace, ISDATrace) and trace.chosen else "learned"
+
+
+def _draw_level_sets(axes: Axes, trace: ISDATrace, ellipse: np.ndarray) -> None:
+    """The ellipse, in bold where its logit is 0, and those of 2, 4, 8, 16 and 32 times its size."""
+    height, width = trace.padded_extent()
+    x, y = (
+        (np.arange(cells) + 0.5) * extent / cells
+        for cells, extent in zip(ellipse.shape[::-1], (width, height), strict=True)
+    )
+    top = ellipse.max()
+    if top <= 0:
+        return
+    levels = [top * (1 - 4.0**power) for power in range(5, 0, -1)]
+    axes.contour(x, y, ellipse, levels=levels, colors="black", linewidths=0.6, linestyles="solid")
+    axes.contour(x, y, ellipse, levels=[0], colors="black", linewidths=1.8)
+
+
 def steps_figure(
     image: np.ndarray,
-    trace: ISTRTrace,
+    trace: ISDATrace | ISTRTrace,
     queries: Sequence[int],
     *,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """ISTR's boxes from the learned ones to the last step, with the masks decoded inside.
+    """Boxes from the first to those of the last layer or step, with the masks predicted there.
 
     Args:
+        trace: of an ISTR, or of an ISDA with boxes.
         queries: those to color; the boxes of all others are grey.
 
     Raises:
-        ValueError: the model has no such query.
+        ValueError: the model has no such query, or no boxes.
     """
+    if isinstance(trace, ISDATrace) and not trace.has_boxes:
+        raise ValueError(
+            "this ISDA predicts no boxes: only ISTR, and ISDA with MODEL.ISDA.BOXES, do"
+        )
     for query in queries:
         trace.check_query(query)
-    figure, axes = _panels(image, len(trace.boxes))
+    figure, axes = _panels(image, trace.num_steps + 1)
+    unit = "decoder layer" if isinstance(trace, ISDATrace) else "step"
     colors = dict(zip(queries, instance_colors(len(queries))))
     for step, panel in enumerate(axes):
-        found = {q: trace.instance_of(q, step) for q in queries} if step else {}
+        found = {q: trace.instance_after(q, step) for q in queries} if step else {}
         found = {query: instance for query, instance in found.items() if len(instance)}
         masks = [instance.pred_masks[0].numpy() for instance in found.values()]
         _show(panel, _painted(image, masks, [colors[query] for query in found]), image)
         _draw_boxes(panel, trace.boxes_in_pixels(step), colors)
-        title = f"step {step}" if step else "learned boxes"
+        title = f"{unit} {step}" if step else f"boxes: {_first_boxes(trace)}"
         if found:
             title += f", mean score {np.mean([float(i.scores[0]) for i in found.values()]):.0%}"
         panel.set_title(title, fontsize="small")
@@ -267,24 +357,29 @@ def steps_figure(
 
 def _draw_boxes(axes: Axes, boxes: Tensor, colors: dict[int, tuple[float, float, float]]) -> None:
     order = sorted(range(len(boxes)), key=lambda query: query in colors)  # the colored on top
+    thin = 0.9 if len(boxes) <= _MANY_BOXES else 0.3
     for query in order:
-        left, top, right, bottom = boxes[query].tolist()
-        style = {"edgecolor": _FAINT, "linewidth": 0.9}
-        if query in colors:
-            style = {"edgecolor": colors[query], "linewidth": 1.8}
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **style))
+        width = 1.8 if query in colors else thin
+        _draw_box(axes, boxes[query], colors.get(query, _FAINT), linewidth=width)
+
+
+def _draw_box(axes: Axes, box: Tensor, color, linewidth: float = 1.5, **style) -> None:
+    """A box ``(4,)``, XYXY in pixels."""
+    left, top, right, bottom = box.tolist()
+    style |= {"edgecolor": color, "linewidth": linewidth, "fill": False}
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
 
 
 def _label_boxes(
     axes: Axes,
-    trace: ISTRTrace,
+    trace: ISDATrace | ISTRTrace,
     colors: dict[int, tuple[float, float, float]],
     names: Sequence[str] | None,
 ) -> None:
-    last = len(trace.boxes) - 1
+    last = trace.num_steps
     for query, color in colors.items():
         left, top = trace.boxes_in_pixels(last)[query, :2].clamp(min=0).tolist()
-        text = _label(trace.instance_of(query, last), names)
+        text = _label(trace.instance_after(query, last), names)
         box = {"facecolor": "black", "alpha": 0.7, "pad": 1, "edgecolor": color}
         above = top > 0.05 * axes.get_ylim()[0]  # else there is no room in the image
         style = {"fontsize": 7, "va": "bottom" if above else "top", "clip_on": True}

@@ -6,16 +6,19 @@ The model runs as it always does; nothing of its forward pass is written here a 
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from isda.engine.predictor import Predictor
-from isda.modeling.deformable_transformer import DeformableTransformer
+from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
+from isda.modeling.ellipse import NUM_CHANNELS
+from isda.modeling.mask_head import InstanceHead
 from isda.modeling.postprocessing import select_embedded_instances, select_instances
 from isda.modeling.refinement import RefinementHead
 from isda.structures import EmbeddedPrediction, SetPrediction
@@ -84,10 +87,14 @@ class ISDATrace(_Trace):
 
     padded_size: tuple[int, int]  # (height, width) of the network's input
     strides: list[int]  # of the levels that are sampled, finest first
-    reference_points: Tensor  # (N, 2) as (x, y) in [0, 1] of the image
+    # L of (N, 2) as (x, y) or (N, 4) as (centre x, centre y, width, height), in [0, 1] of the
+    # image: around which each layer looks
+    references: list[Tensor]
     samples: list[LayerSamples]  # L
     predictions: list[SetPrediction]  # L, each of a batch of one
     largest_part: bool = False  # whether that is all that is kept of a mask
+    ellipse: bool = False  # whether kernels draw one
+    chosen: bool = False  # whether the first boxes come from the image
 
     def locations_in_pixels(self, layer: int) -> Tensor:
         """Sampling locations ``(N, heads, levels, points, 2)`` as (x, y) pixels of the image.
@@ -98,14 +105,37 @@ class ISDATrace(_Trace):
         locations = self.samples[layer].locations
         return locations * locations.new_tensor(self.padded_size[::-1]) * self._scale(locations)
 
-    def reference_points_in_pixels(self) -> Tensor:
-        """``(N, 2)`` as (x, y) pixels of the image."""
-        points = self.reference_points
+    @property
+    def has_boxes(self) -> bool:
+        """Whether queries look around boxes; in the paper's form they look around points."""
+        return self.references[0].shape[1] == 4
+
+    def reference_points_in_pixels(self, layer: int = 0) -> Tensor:
+        """``(N, 2)`` as (x, y) pixels of the image; of boxes, their centres."""
+        points = self.references[layer][:, :2]
         return points * points.new_tensor(self.instances.image_size[::-1])
+
+    def reference_boxes_in_pixels(self, layer: int) -> Tensor:
+        """Boxes ``(N, 4)`` that a layer looks around, XYXY pixels of the image."""
+        return self._corners_in_pixels(self.references[layer])
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in which boxes are predicted: one per layer."""
+        return len(self.predictions)
+
+    def boxes_in_pixels(self, step: int) -> Tensor:
+        """Boxes ``(N, 4)`` predicted by layer ``step``, XYXY pixels of the image; 0: the first."""
+        boxes = self.predictions[step - 1].boxes[0] if step else self.references[0]
+        return self._corners_in_pixels(boxes)
+
+    def _corners_in_pixels(self, boxes: Tensor) -> Tensor:
+        corners = box_convert(boxes, "cxcywh", "xyxy")
+        return corners * corners.new_tensor(self.instances.image_size[::-1]).repeat(2)
 
     def padded_extent(self) -> tuple[float, float]:
         """(height, width) of the padded input, in pixels of the image."""
-        width, height = self._scale(self.reference_points).tolist()
+        width, height = self._scale(self.references[0]).tolist()
         return self.padded_size[0] * height, self.padded_size[1] * width
 
     def attention_per_level(self, layer: int) -> Tensor:
@@ -124,20 +154,37 @@ class ISDATrace(_Trace):
 
     def mask_probs(self, query: int, layer: int = -1) -> Tensor:
         """Mask probabilities ``(h, w)`` of one query over the padded image, at the mask stride."""
+        return sum(self.mask_logits(query, layer)).sigmoid()
+
+    def mask_logits(self, query: int, layer: int = -1) -> list[Tensor]:
+        """What adds up to the logits of a query's mask: the features' part and, last, the ellipse.
+
+        Each is ``(h, w)`` over the padded image, at the mask stride; an ellipse is there only if
+        the model draws them.
+        """
         prediction = self.predictions[layer]
-        kernel = prediction.kernels[0, query].to(prediction.mask_features.dtype)
-        return torch.einsum("c,chw->hw", kernel, prediction.mask_features[0]).float().sigmoid()
+        features = prediction.mask_features[0]
+        kernel = prediction.kernels[0, query].to(features.dtype)
+        parts = [features.shape[0]]
+        if self.ellipse:
+            parts = [features.shape[0] - NUM_CHANNELS, NUM_CHANNELS]
+        pairs = zip(kernel.split(parts), features.split(parts), strict=True)
+        return [torch.einsum("c,chw->hw", *pair).float() for pair in pairs]
+
+    def learned_features(self) -> Tensor:
+        """Mask features ``(C, h, w)`` over the padded image, without the channels of ellipses."""
+        features = self.predictions[-1].mask_features[0]
+        return features[:-NUM_CHANNELS] if self.ellipse else features
+
+    def instance_after(self, query: int, step: int) -> Instances:
+        """As :meth:`instance_of`, of layer ``step``, from 1 on."""
+        return self.instance_of(query, step - 1)
 
     def instance_of(self, query: int, layer: int = -1) -> Instances:
         """The best class of one query and its mask at the image's size; none if it is empty."""
         prediction = self.predictions[layer]
-        alone = replace(
-            prediction,
-            class_logits=prediction.class_logits[:, query, None],
-            kernels=prediction.kernels[:, query, None],
-        )
         instance = select_instances(
-            alone,
+            prediction.queries(query, query + 1),
             0,
             image_size=self.image_size,
             padded_size=self.padded_size,
@@ -162,11 +209,15 @@ class ISTRTrace(_Trace):
     predictions: list[EmbeddedPrediction]  # T, each of a batch of one
     decode: Callable[[Tensor], Tensor]
 
+    @property
+    def num_steps(self) -> int:
+        return len(self.predictions)
+
     def boxes_in_pixels(self, step: int) -> Tensor:
         """Boxes ``(N, 4)`` after ``step`` steps (0: the learned ones), XYXY pixels of the image."""
         return self.boxes[step] * self._scale(self.boxes[step]).repeat(2)
 
-    def instance_of(self, query: int, step: int) -> Instances:
+    def instance_after(self, query: int, step: int) -> Instances:
         """The best class of one query after ``step`` steps (from 1 on), with its mask.
 
         None if its box lies outside the image.
@@ -191,7 +242,7 @@ class ISTRTrace(_Trace):
 
 @torch.no_grad()
 def trace_isda(predictor: Predictor, image: np.ndarray) -> ISDATrace:
-    """ISDA's sampling locations, attention weights and predictions, layer by layer.
+    """ISDA's reference points or boxes, sampling locations and predictions, layer by layer.
 
     Args:
         predictor: of an ISDA.
@@ -210,18 +261,39 @@ def trace_isda(predictor: Predictor, image: np.ndarray) -> ISDATrace:
     (padded,) = calls[model.backbone][0].args
     features = calls[model.mask_feature_head][0]
     decoded = calls[model.transformer][0].output
-    logits, kernels = model.instance_head(decoded.states, decoded.reference_points)
     return ISDATrace(
         instances=instances,
         image_size=tuple(features.args[1][0]),
         mask_threshold=model.mask_threshold,
         padded_size=tuple(padded.shape[-2:]),
         strides=_strides(padded, calls[attentions[0]][0].args[3]),
-        reference_points=decoded.reference_points[0],
+        references=_references(model.transformer, decoded),
         samples=[_layer_samples(module, calls[module][0]) for module in attentions],
-        predictions=[SetPrediction(*pair, features.output) for pair in zip(logits, kernels)],
+        predictions=_predictions(model.instance_head, decoded, features.output),
         largest_part=model.largest_part,
+        ellipse=model.instance_head.ellipse is not None,
+        chosen=decoded.proposals is not None,
     )
+
+
+def _references(transformer: DeformableTransformer, decoded: DecodedQueries) -> list[Tensor]:
+    """Around which each layer looks, ``(N, 2)`` or ``(N, 4)``."""
+    count, first = len(decoded.states), decoded.references[0]
+    if transformer.reference_boxes is None or not transformer.reference_boxes.refine:
+        return [first] * count
+    return [first, *decoded.boxes[:-1, 0]]
+
+
+def _predictions(
+    head: InstanceHead, decoded: DecodedQueries, mask_features: Tensor
+) -> list[SetPrediction]:
+    """Of all layers; the model at inference asks for the last one's only."""
+    boxes = [None] * len(decoded.states) if decoded.boxes is None else list(decoded.boxes)
+    pairs = zip(*head(decoded.states, decoded.reference_points, decoded.boxes), strict=True)
+    return [
+        SetPrediction(*pair, mask_features, of_layer)
+        for pair, of_layer in zip(pairs, boxes, strict=True)
+    ]
 
 
 def _layer_samples(attention: nn.Module, call: _Call) -> LayerSamples:

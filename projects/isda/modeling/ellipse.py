@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EllipseHead", "ellipse_channels", "ellipse_kernels"]
+__all__ = ["NUM_CHANNELS", "EllipseHead", "ellipse_channels", "ellipse_kernels"]
 
+NUM_CHANNELS = 5  # x², y², x, y, 1
 _RADIUS = 0.6  # of a side of the box: a little more than half
 _STRENGTH = 2.0
 _MIN_RADIUS = 1e-3  # of the image; below it, the expanded form loses too much in float32
