@@ -83,8 +83,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--query",
         type=query_number,
-        help="number of a query, or best: that of the highest score (default: best; of steps, "
-        "those of all instances above the threshold)",
+        metavar="N|best|X,Y",
+        help="number of a query; best: that of the highest score; X,Y: that of the instance at "
+        "this pixel of the image (default: best; of steps, those of all instances above the "
+        "threshold)",
     )
     parser.add_argument("--confidence-threshold", type=float, default=0.5, help="default: 0.5")
     parser.add_argument("--no-labels", action="store_true", help="predictions: masks alone")
@@ -98,14 +100,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def query_number(text: str) -> int | str:
-    """What ``--query`` means."""
+def query_number(text: str) -> int | str | tuple[int, int]:
+    """What ``--query`` means: a number, "best", or the pixel (x, y)."""
     if text == "best":
         return text
     try:
-        return int(text)
+        x, *rest = map(int, text.split(","))
+        (y,) = rest or (None,)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number nor best") from error
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither a number nor best nor a pixel such as 120,64"
+        ) from error
+    return x if y is None else (x, y)
+
+
+def chosen_query(trace: ISDATrace | ISTRTrace, asked: int | str | tuple[int, int] | None) -> int:
+    """The query that ``--query`` means in an image; the best if it was not given.
+
+    Raises:
+        ValueError: there are no instances, or none at the pixel.
+    """
+    if isinstance(asked, tuple):
+        return trace.query_at(*asked)
+    return trace.query_of() if asked in (None, "best") else asked
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -260,8 +277,7 @@ class Pictures:
             yield self._steps(image, trace)
 
     def _figures_of_isda(self, image: np.ndarray, trace: ISDATrace):
-        shown, asked = brighten(image), self.args.query
-        query = trace.query_of() if asked in (None, "best") else asked
+        shown, query = brighten(image), chosen_query(trace, self.args.query)
         style = {"names": self.names, "threshold": self.args.confidence_threshold}
         if "sampling" in self.drawings:
             yield f"query{query}_sampling", sampling_figure(shown, trace, query, **style)
@@ -274,13 +290,12 @@ class Pictures:
             yield f"query{query}_ellipse", figure
 
     def _steps(self, image: np.ndarray, trace: ISDATrace | ISTRTrace):
-        asked = self.args.query
-        if asked is None:
+        if self.args.query is None:
             instances = confident(trace.instances, self.args.confidence_threshold)
             queries = list(dict.fromkeys(instances.queries.tolist()))
             name = "steps"
         else:
-            queries = [trace.query_of() if asked == "best" else asked]
+            queries = [chosen_query(trace, self.args.query)]
             name = f"query{queries[0]}_steps"
         return name, steps_figure(brighten(image), trace, queries, names=self.names)
 

@@ -64,6 +64,18 @@ def test_all_of_isda_with_boxes(tmp_path, run, capsys):
     assert names == {"image_0_steps.png"}
 
 
+def test_a_query_is_chosen_by_a_pixel_of_its_mask(tmp_path, run, capsys):
+    folder, image = run(), tmp_path / "image_1.png"
+    found = visualize.Predictor(folder / "model_0000005.pth", threshold=0)(image)
+    y, x = found.pred_masks[0].nonzero()[0].tolist()
+    first = next(q for q, mask in zip(found.queries.tolist(), found.pred_masks) if mask[y, x])
+    arguments = ["attention", "--run", folder, "--image", image, "--query", f"{x},{y}"]
+    assert drawn(tmp_path, capsys, *arguments) == {f"image_1_query{first}_attention.png"}
+    arguments[-1] = "64,3"
+    message = "no mask covers the pixel 64,3 of this image of 48x64"
+    assert message in error_of(capsys, *arguments, "--output", tmp_path / "out")
+
+
 def test_all_of_istr(tmp_path, run, capsys):
     folder = run(*ISTR)
     arguments = ["--run", folder, "--limit", "1", "--confidence-threshold", "0"]
@@ -144,7 +156,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, run, capsys):
     )
     with pytest.raises(SystemExit):
         visualize.parse_arguments(["all", "--run", "x", "--query", "worst"])
-    assert "'worst' is neither a number nor best" in capsys.readouterr().err
+    assert "'worst' is neither a number nor best nor a pixel" in capsys.readouterr().err
 
 
 def test_the_best_weights_are_taken(tmp_path):

@@ -65,6 +65,22 @@ class _Trace:
             )
         return int(self.instances.queries[rank])
 
+    def query_at(self, x: int, y: int) -> int:
+        """The query of the instance at a pixel of the image, of several the highest score.
+
+        Raises:
+            ValueError: no mask covers the pixel.
+        """
+        height, width = self.instances.image_size
+        if 0 <= x < width and 0 <= y < height:
+            for rank, mask in enumerate(self.instances.pred_masks):
+                if mask[y, x]:
+                    return self.query_of(rank)
+        raise ValueError(
+            f"no mask covers the pixel {x},{y} of this image of {width}x{height}: choose another "
+            "one, or a query by its number"
+        )
+
     def check_query(self, query: int) -> None:
         """
         Raises:
