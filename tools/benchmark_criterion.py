@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Time and memory of a model's criterion against a whole training step.
 
-The step is cut where predictions enter the criterion: its backward pass ends there, and the rest
-of the model goes on from those gradients. So each part is measured alone, and together they are
-exactly one training step. Images and masks are synthetic; no weights are loaded.
+The step is cut where the network's outputs enter the criterion: its backward pass ends there, and
+the rest of the model goes on from those gradients. So each part is measured alone, and together
+they are exactly one training step. Images and masks are synthetic; no weights are loaded.
 
     python tools/benchmark_criterion.py --instances 7 50 200 --output criterion.json
     python tools/benchmark_criterion.py --height 128 --width 160 MODEL.ISDA.NUM_QUERIES 50
@@ -12,14 +12,14 @@ exactly one training step. Images and masks are synthetic; no weights are loaded
 """
 
 import argparse
-import copy
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -40,7 +40,7 @@ from isda.files import write_text
 
 CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 CRITERION_PARTS = ("targets", "matching", "loss", "loss_backward")
-PARTS = ("forward", *CRITERION_PARTS, "backward", "optimizer")
+PARTS = ("targets", "forward", "matching", "loss", "loss_backward", "backward", "optimizer")
 MEGABYTE = 2**20
 
 
@@ -66,6 +66,20 @@ class Meter:
         if self.with_memory:
             self.peak_bytes[part] = peak_memory(self.device)
 
+    def inside(self, part: str, function: Callable) -> Callable:
+        """The function; the seconds of its calls add up, within another part and its memory."""
+        self.seconds[part] = 0.0
+
+        def timed(*args):
+            self._synchronise()
+            start = time.perf_counter()
+            result = function(*args)
+            self._synchronise()
+            self.seconds[part] += time.perf_counter() - start
+            return result
+
+        return timed
+
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -77,47 +91,54 @@ class TrainingStep(Training):
     def __call__(self, inputs: list[dict], meter: Meter) -> dict[str, Tensor]:
         """The losses; gradients stay in the parameters until the next step."""
         self.optimizer.zero_grad()
+        with meter("targets"):
+            targets = self.model.targets(inputs)
         with meter("forward"), self.autocast():
-            predictions = self.model.predict(self.model.preprocess(inputs))
-        leaves = cut(predictions)
-        losses = self._criterion(leaves, inputs, meter)
+            outputs = self.model.outputs(self.model.preprocess(inputs), targets)
+        leaves: dict[Tensor, Tensor] = {}
+        losses = self._criterion(cut(outputs, leaves), targets, meter)
+        used = {tensor: leaf.grad for tensor, leaf in leaves.items() if leaf.grad is not None}
         with meter("backward"):
-            torch.autograd.backward(
-                tensors_of(predictions), [leaf.grad for leaf in tensors_of(leaves)]
-            )
+            torch.autograd.backward(list(used), list(used.values()))
         with meter("optimizer"):
             self.update()
         return losses
 
-    def _criterion(self, leaves: list, inputs: list[dict], meter: Meter) -> dict[str, Tensor]:
-        """Everything between the predictions and their gradients, which it leaves there."""
+    def _criterion(self, outputs: Any, targets: list, meter: Meter) -> dict[str, Tensor]:
+        """Everything between what the network gives and its gradients, which are left there."""
         criterion = self.model.criterion
-        with meter("targets"):
-            targets = self.model.targets(inputs)
-        with meter("matching"):
-            matches = criterion.matcher(leaves, targets)
-        matched = copy.copy(criterion)
-        matched.matcher = lambda *_: matches
-        with meter("loss"):
-            losses = matched(leaves, targets)
+        matcher = criterion.matcher
+        try:
+            criterion.matcher = meter.inside("matching", matcher)
+            with meter("loss"):
+                losses = self.model.compare(outputs, targets)
+        finally:
+            criterion.matcher = matcher
+        meter.seconds["loss"] -= meter.seconds["matching"]
         with meter("loss_backward"):
             sum(losses.values()).backward()
         return losses
 
 
-def cut(predictions: list) -> list:
-    """The same predictions as leaves of a graph of their own; what layers share stays shared."""
-    leaves = {id(t): t.detach().requires_grad_() for t in tensors_of(predictions)}
-    return [
-        type(p)(*(leaves[id(getattr(p, field.name))] for field in dataclasses.fields(p)))
-        for p in predictions
-    ]
+def cut(outputs: Any, leaves: dict[Tensor, Tensor]) -> Any:
+    """The same outputs on leaves of a graph of their own; what parts share stays shared.
 
-
-def tensors_of(predictions: list) -> list[Tensor]:
-    """Each tensor once."""
-    tensors = [getattr(p, field.name) for p in predictions for field in dataclasses.fields(p)]
-    return list({id(tensor): tensor for tensor in tensors}.values())
+    Args:
+        outputs: tensors in lists, tuples and dataclasses.
+        leaves: receives, for each tensor that has a gradient, the one in its place.
+    """
+    if isinstance(outputs, Tensor):
+        if not outputs.requires_grad:
+            return outputs
+        if outputs not in leaves:
+            leaves[outputs] = outputs.detach().requires_grad_()
+        return leaves[outputs]
+    if isinstance(outputs, list | tuple):
+        return type(outputs)(cut(part, leaves) for part in outputs)
+    if dataclasses.is_dataclass(outputs):
+        parts = {f.name: cut(getattr(outputs, f.name), leaves) for f in dataclasses.fields(outputs)}
+        return type(outputs)(**parts)
+    return outputs
 
 
 def build_step(cfg: CfgNode) -> TrainingStep:
@@ -147,9 +168,11 @@ def measure(step: TrainingStep, inputs: list[dict], repeats: int) -> dict:
 def _memory(meter: Meter) -> dict[str, float | None]:
     if not meter.with_memory:
         return dict.fromkeys(("criterion_added_mb", "criterion_peak_mb", "step_peak_mb"))
-    criterion = max(meter.peak_bytes[part] for part in CRITERION_PARTS)
+    criterion = max(meter.peak_bytes[part] for part in ("loss", "loss_backward"))
+    # Targets are there before the forward pass, because noised queries are made of them.
+    targets = max(meter.start_bytes["forward"] - meter.start_bytes["targets"], 0)
     return {
-        "criterion_added_mb": (criterion - meter.start_bytes["targets"]) / MEGABYTE,
+        "criterion_added_mb": (criterion - meter.start_bytes["loss"] + targets) / MEGABYTE,
         "criterion_peak_mb": criterion / MEGABYTE,
         "step_peak_mb": max(meter.peak_bytes.values()) / MEGABYTE,
     }

@@ -1,5 +1,7 @@
 """What the meta-architectures have in common: the way of an image through the model."""
 
+from typing import Any
+
 import torch
 from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
@@ -68,7 +70,16 @@ class SetPredictor(nn.Module):
 
     def losses(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
         """Weighted losses by name."""
-        return self.criterion(self.predict(images), self.targets(batched_inputs))
+        targets = self.targets(batched_inputs)
+        return self.compare(self.outputs(images, targets), targets)
+
+    def outputs(self, images: ImageList, targets: list) -> Any:
+        """What training compares with the targets; by default, the predictions of all layers."""
+        return self.predict(images)
+
+    def compare(self, outputs: Any, targets: list) -> dict[str, Tensor]:
+        """The losses of what :meth:`outputs` gave."""
+        return self.criterion(outputs, targets)
 
     def predict(self, images: ImageList) -> list:
         """One prediction per decoder layer or step; at inference of the last only."""

@@ -116,11 +116,19 @@ class ISDA(SetPredictor):
             "num_mask_points": isda.MASK_POINTS,
         }
 
-    def losses(self, images: ImageList, batched_inputs: list[dict]) -> dict[str, Tensor]:
+    def outputs(
+        self, images: ImageList, targets: list[SetTarget]
+    ) -> tuple[list[SetPrediction], DecodedQueries]:
+        """Predictions of all decoder layers, those of noised queries first, if there are any."""
+        return self._decode(
+            images, None if self.denoising is None else partial(self.denoising, targets)
+        )
+
+    def compare(
+        self, outputs: tuple[list[SetPrediction], DecodedQueries], targets: list[SetTarget]
+    ) -> dict[str, Tensor]:
         """Of all decoder layers; of the chosen tokens and the noised queries, if there are any."""
-        targets = self.targets(batched_inputs)
-        noised = None if self.denoising is None else partial(self.denoising, targets)
-        predictions, decoded = self._decode(images, noised)
+        predictions, decoded = outputs
         # Once for all that reads them below; many cells of a large map take their time.
         columns = [t.columns(f) for t, f in zip(targets, predictions[0].mask_features, strict=True)]
         predictions = [replace(p, mask_features=columns) for p in predictions]
