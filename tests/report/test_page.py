@@ -3,12 +3,14 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from examples_of_reports import METRICS
 
 from isda.report import write_report
 from isda.report.scores import Scores
+from isda.report.sections import course
 
 VOID = {"meta", "br", "img", "hr"}
 
@@ -143,6 +145,22 @@ def test_course_has_a_chart_for_everything_that_was_recorded(page):
     for title in ("Average precision", "Loss", "Parts of the loss", "Learning rate", "Gradients"):
         assert title in text
     assert "loss_cls loss_mask" in text and "loss_mask_0" not in text
+
+
+def test_no_part_of_the_loss_of_isda_with_boxes_is_left_out():
+    own = [f"loss_{term}" for term in ("bbox", "cls", "giou", "mask")]
+    enc, dn = ([f"{name}_{suffix}" for name in own] for suffix in ("enc", "dn"))
+    keys = [*own, *(f"{name}_0" for name in own), *dn, *(key for key in enc if "mask" not in key)]
+    training = SimpleNamespace(
+        records=[dict.fromkeys(keys, 1.0)],
+        iterations=20,
+        names=lambda use: [],
+        metric=lambda key, *_: [(19, 1.0)] if key in keys else [],
+    )
+    figures = re.findall(r"<figure.*?</figure>", course(training), re.DOTALL)
+    parts, beside = (set(re.findall(r"loss_\w+", figure)) for figure in figures)
+    assert parts == set(own)
+    assert beside == {*dn, *enc} - {"loss_mask_enc"}
 
 
 def test_machine_software_and_command_are_there(page):

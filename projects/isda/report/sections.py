@@ -25,6 +25,7 @@ __all__ = ["configuration", "course", "data", "header", "machine", "troubles"]
 
 TASKS = {"segm": "Mask AP", "bbox": "Box AP"}
 _LAYER = re.compile(r"_\d+$")  # losses of decoder layers before the last
+_BESIDE = re.compile(r"_(enc|dn)$")  # of ISDA's proposals and noised queries
 _MAX_COLORS = 8
 
 
@@ -128,7 +129,9 @@ def troubles(training: Training, notes: Sequence[object]) -> Html | None:
 def course(training: Training) -> Html:
     """Curves of losses, learning rate, gradients, time and AP over the iterations."""
     keys = {key for record in training.records for key in record if key.startswith("loss_")}
-    last = sorted(key for key in keys if not _LAYER.search(key))[:_MAX_COLORS]
+    last = sorted(key for key in keys if not _LAYER.search(key))
+    beside = [key for key in last if _BESIDE.search(key)][:_MAX_COLORS]
+    last = [key for key in last if not _BESIDE.search(key)][:_MAX_COLORS]
     layers = "Of the last decoder layer or step; those before it are trained alike."
     time = {"a step": "time", "waiting for data, of that": "data_time"}
     charts = [
@@ -140,7 +143,15 @@ def course(training: Training) -> Html:
             {key: key for key in last},
             "loss",
             logarithmic=True,
-            note=layers if len(last) < len(keys) and len(last) < _MAX_COLORS else None,
+            note=layers if any(_LAYER.search(key) for key in keys) else None,
+        ),
+        _chart(
+            training,
+            "Losses beside those of the layers",
+            {key: key for key in beside},
+            "loss",
+            logarithmic=True,
+            note="enc: the boxes that the encoder proposes; dn: noised ground truths.",
         ),
         _chart(training, "Learning rate", {"lr": "lr"}, "highest of all parameters"),
         _chart(training, "Gradients", {"grad_norm": "grad_norm"}, "2-norm", logarithmic=True),
