@@ -356,7 +356,7 @@ def open_last_checkpoint(folder: str) -> tuple[str, dict[str, Any]] | None:
     elif not os.path.isfile(path):
         problem = f"{path}, the last checkpoint, is gone"
     elif (contents := _whole(path)) is None:
-        problem = f"{path}, the last checkpoint, is damaged, perhaps truncated"
+        problem = f"{path}, the last checkpoint, {_fault(path)}"
     else:
         return path, contents
     raise WeightsError(f"--resume: {problem}: {_way_on(folder)}")
@@ -377,6 +377,16 @@ def _whole(path: str) -> dict[str, Any] | None:
         return read_checkpoint(path, mmap=True)
     except (OSError, EOFError, WeightsError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def _fault(path: str) -> str:
+    """Why a checkpoint is not whole."""
+    try:
+        read_checkpoint(path, mmap=True)
+    except WeightsError as error:
+        if "Python objects" in str(error):
+            return f"cannot be used: {error}"
+    return "is damaged, perhaps truncated"
 
 
 def _way_on(folder: str) -> str:

@@ -160,7 +160,7 @@ def test_metrics_are_renumbered_with_the_batch(tmp_path):
 
 def test_the_best_evaluation_is_renumbered_with_the_batch(half):
     contents = {"metric": "segm/AP", "value": 30.0, "iteration": 3, "images_per_step": 2}
-    torch.save(contents | {"model": {}}, half / "model_best.pth")
+    torch.save(contents | {"model": {"weight": torch.zeros(2)}}, half / "model_best.pth")
     trainer = resumed(half, "DATASETS.TEST", ("toy",), "SOLVER.IMS_PER_BATCH", 1)
     best = next(hook for hook in trainer._hooks if type(hook).__name__ == "BestCheckpointer")
     best.before_train()
@@ -355,7 +355,9 @@ def test_a_lost_tag_is_no_reason_to_start_anew(half, content):
 
 def test_where_nothing_is_whole(half):
     best = half / "model_best.pth"
-    Checkpointer(torch.nn.Linear(2, 2), str(half)).write("model_best.pth", {"model": {}})
+    Checkpointer(torch.nn.Linear(2, 2), str(half)).write(
+        "model_best.pth", {"model": {"weight": torch.zeros(2)}}
+    )
     for path in half.glob("model_*.pth"):
         if path != best:
             damage(path, "cut")
