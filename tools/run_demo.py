@@ -66,7 +66,7 @@ class Model:
     planned_seconds: float  # on two cores
 
 
-ISDA = Model("ISDA", "isda", "configs/nuclei/isda_boxes_tiny.yaml", 265.0)
+ISDA = Model("ISDA", "isda", "configs/nuclei/isda_boxes_tiny.yaml", 360.0)
 MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 255.0)
 ISTR = Model("ISTR", "istr", "configs/nuclei/istr_tiny.yaml", 300.0)
 
