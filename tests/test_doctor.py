@@ -83,7 +83,8 @@ def test_missing_torch(monkeypatch):
 def test_old_torch(monkeypatch):
     old = {"version": "2.6.0", "numbers": [2, 6], "cuda": None, "gpus": []}
     old |= {"cpu": "x", "threads": 1, "capability": "AVX2"}
-    monkeypatch.setattr(doctor, "probe", lambda function: old)
+    answers = {doctor.probe_torch: old, doctor.probe_precision: {}}
+    monkeypatch.setattr(doctor, "probe", answers.get)
     report = doctor.Report()
     assert doctor.examine_torch(report)
     assert "PyTorch is 2.6.0, and ISDA needs 2.10 or later" in report.problems[0]
