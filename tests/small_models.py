@@ -1,4 +1,4 @@
-"""Small ISDA and ISTR that find something, and images for them."""
+"""Small ISDA (paper's form, with boxes) and ISTR that find something, and images for them."""
 
 from pathlib import Path
 
@@ -11,11 +11,21 @@ from isda.engine.setup import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = ROOT / "configs/shapes"
+ISDA = [
+    *("MODEL.ISDA.HIDDEN_DIM", "32", "MODEL.ISDA.ENCODER_LAYERS", "1"),
+    *("MODEL.ISDA.DECODER_LAYERS", "1", "MODEL.ISDA.NUM_CLASSES", "3"),
+    *("MODEL.ISDA.MASK_HEAD_DIM", "32", "MODEL.ISDA.MASK_DIM", "32"),
+]
 SMALL = {
-    "isda": [
-        *("MODEL.ISDA.HIDDEN_DIM", "32", "MODEL.ISDA.ENCODER_LAYERS", "1"),
-        *("MODEL.ISDA.DECODER_LAYERS", "1", "MODEL.ISDA.NUM_CLASSES", "3"),
-        *("MODEL.ISDA.MASK_HEAD_DIM", "32", "MODEL.ISDA.MASK_DIM", "32"),
+    "isda": ISDA,
+    # More queries than the smallest images have tokens, and a second layer to hand boxes to.
+    "isda_boxes": [
+        *ISDA,
+        *("MODEL.ISDA.DECODER_LAYERS", "2", "MODEL.ISDA.NUM_QUERIES", "300"),
+        *("MODEL.ISDA.BOXES", "True", "MODEL.ISDA.BOX_REFINEMENT", "True"),
+        *("MODEL.ISDA.QUERY_SELECTION", "True", "MODEL.ISDA.ELLIPSE", "True"),
+        *("MODEL.ISDA.KERNEL_POSITION", "False", "MODEL.ISDA.DENOISING_QUERIES", "6"),
+        *("MODEL.ISDA.MASK_STRIDE", "2", "MODEL.ISDA.MASK_FEATURE_STRIDE", "4"),
     ],
     "istr": [
         *("MODEL.ISTR.NUM_STEPS", "2", "MODEL.ISTR.NUM_CLASSES", "3"),
@@ -27,15 +37,15 @@ NARROW = ["MODEL.RESNETS.DEPTH", "10", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
 
 
 def small_config(name: str, *opts: str) -> CfgNode:
-    """Of "isda" or "istr"; with KEY VALUE pairs."""
+    """Of one of ``SMALL``; with KEY VALUE pairs."""
     small = ["MODEL.DEVICE", "cpu", *NARROW, "TEST.DETECTIONS_PER_IMAGE", "12", *SMALL[name]]
-    return load_config(str(SHAPES / f"{name}_tiny.yaml"), [*small, *opts])
+    return load_config(str(SHAPES / f"{name.split('_')[0]}_tiny.yaml"), [*small, *opts])
 
 
-def small_model(name: str) -> nn.Module:
-    """As if trained: a fresh model's scores, masks and sampling points are all alike."""
+def small_model(name: str, *opts: str) -> nn.Module:
+    """As if trained: a fresh model's scores, masks, boxes and sampling points are all alike."""
     torch.manual_seed(0)
-    model = build_model(small_config(name)).eval()
+    model = build_model(small_config(name, *opts)).eval()
     torch.manual_seed(1)
     for key, parameter in model.named_parameters():
         if "sampling_offsets" in key or "attention_weights" in key:
@@ -44,6 +54,8 @@ def small_model(name: str) -> nn.Module:
             nn.init.normal_(parameter, std=0.5)
         elif key in ("instance_head.kernels.4.weight", "queries.boxes.weight"):
             parameter.data += 0.3 * torch.randn_like(parameter)
+        elif key.endswith((".layers.4.weight", "adjustment.weight")):  # of boxes and ellipses
+            nn.init.normal_(parameter, std=0.2)
         elif key.endswith(("classes.bias", "masks.bias")):
             nn.init.normal_(parameter)
     return model

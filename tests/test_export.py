@@ -20,11 +20,17 @@ sys.path.append(str(Path(__file__).parent))
 from small_models import random_image, small_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = [(96, 128), (131, 170), (310, 97)]  # with and without padding; none is the example's
+# With and without padding; none is the example's; the first has fewer tokens than isda_boxes has
+# queries.
+SIZES = [(96, 128), (131, 170), (310, 97)]
 INFO = {"names": ["a", "b", "c"], "min_size": 128, "max_size": 256, "mask_threshold": 0.5}
 ONE_PIECE = "isda, the largest part of each mask"
 # How a pixel compares with the threshold.
-IN_MASK = {"isda": torch.gt, ONE_PIECE: torch.gt, "istr": torch.ge}
+IN_MASK = {"isda": torch.gt, ONE_PIECE: torch.gt, "isda_boxes": torch.gt, "istr": torch.ge}
+
+# Of scores. Layers of random weights move boxes, and steep ellipses with them, by what rounding
+# changes: 1.3e-4 was seen.
+TOLERANCE = dict.fromkeys(IN_MASK, 1e-5) | {"isda_boxes": 1e-3}
 
 Graph = Callable[[Tensor], Sequence[Tensor]]
 every = pytest.mark.parametrize("name", IN_MASK)
@@ -73,7 +79,7 @@ def assert_agrees(name: str, graph: Graph, size: tuple[int, int]) -> None:
     assert masks.shape == (len(scores), *size)
     found = scores > 0
     assert len(expected) == found.sum() > 3
-    torch.testing.assert_close(scores[found], expected.scores, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores[found], expected.scores, atol=TOLERANCE[name], rtol=0)
     assert torch.equal(classes[found], expected.pred_classes)
     torch.testing.assert_close(boxes[found], expected.pred_boxes.tensor, atol=1e-3, rtol=0)
     differing = (IN_MASK[name](masks[found], 0.5) != expected.pred_masks).flatten(1).sum(dim=1)

@@ -44,7 +44,8 @@ class ExportError(ValueError):
 class _ExportableModel(nn.Module):
     """An image in, instances out; subclasses are of one meta-architecture each.
 
-    ``forward`` takes ``(H, W, 3)`` uint8, RGB, and returns, with n fixed:
+    ``forward`` takes ``(H, W, 3)`` uint8, RGB, and returns, with n fixed (smaller only where a
+    model chooses queries from an image with fewer tokens than it has queries):
 
     - scores ``(n,)``, descending; 0 where there is no instance;
     - classes ``(n,)`` int64;
