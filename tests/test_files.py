@@ -210,7 +210,7 @@ OTHERS = {
 WRITING = re.compile(
     r"""\.write_text\(|\.write_bytes\(|imwrite\(|copyfile\(|\.tofile\(|json\.dump\("""
     r"""|open\([^)]*["'][wax]b?["']|np\.savez?(_compressed)?\((?!file)|savefig\((?!file)"""
-    r"""|torch\.save\((?!.*(file|content)\))"""
+    r"""|torch\.save\((?!.*(file|content|FILE)\))"""
 )
 
 
