@@ -206,6 +206,7 @@ class ISDA(SetPredictor):
             max_instances=self.max_instances,
             threshold=self.mask_threshold,
             largest_part=self.largest_part,
+            ellipse=self.mask_feature_head.ellipse,
         )
 
 

@@ -2,6 +2,7 @@
 
 Masks are a bool tensor up to 256 MB for an image, and beyond that :class:`EncodedMasks`, made one
 by one, so that neither the size of an image nor the number of its instances exhausts the memory.
+Where ellipses bound the masks, nothing but windows around them is computed either.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,13 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from isda.modeling.parts import largest_parts
+from isda.modeling.windows import (
+    CellWindow,
+    first_and_end,
+    mask_logits,
+    possible_windows,
+    window_groups,
+)
 from isda.structures import EmbeddedPrediction, EncodedMasks, SetPrediction, encode_window
 
 __all__ = [
@@ -46,6 +54,10 @@ class MaskWindow(NamedTuple):
         (top, left), (height, width) = self.corner, self.mask.shape
         return left, top, left + width, top + height
 
+    @classmethod
+    def empty(cls, device: torch.device) -> "MaskWindow":
+        return cls(torch.zeros(0, 0, dtype=torch.bool, device=device), (0, 0))
+
 
 def select_instances(
     prediction: SetPrediction,
@@ -57,6 +69,7 @@ def select_instances(
     max_instances: int = 100,
     threshold: float = 0.5,
     largest_part: bool = False,
+    ellipse: bool = False,
 ) -> Instances:
     """The best (query, class) pairs of one image (ISDA, arXiv 2202.12251, section 2.4). No NMS.
 
@@ -68,6 +81,8 @@ def select_instances(
         max_instances: pairs to consider.
         threshold: a pixel is in a mask when its probability is above.
         largest_part: keep only the largest connected part of each mask; scores stay.
+        ellipse: kernels draw ellipses, so that masks can be computed in windows around them. That
+            changes the time and the memory, not the result.
 
     Returns:
         ``pred_boxes`` (XYXY, tight), ``pred_masks`` ``(n, height, width)`` bool, ``scores``
@@ -77,17 +92,23 @@ def select_instances(
     scores, queries, classes = best_pairs(prediction.class_logits[image], max_instances)
     chosen, rows = queries.unique(return_inverse=True)  # a query may be good for several classes
     kernels, features = prediction.kernels[image, chosen], prediction.mask_features[image]
-    probs = torch.einsum("nc,chw->nhw", kernels.float(), features.float()).sigmoid_()
-    valid = tuple(
-        -(-size * cells // padded)
-        for size, cells, padded in zip(image_size, probs.shape[-2:], padded_size, strict=True)
-    )
-    scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)[rows]
-    if largest_part:
-        probs = largest_parts(probs, threshold, valid)
-    order = scores.argsort(descending=True)
+    kernels, features = kernels.float(), features.float()
     sizes = (padded_size, image_size, output_size)
-    masks, boxes, occupied = _pasted(probs, rows[order], sizes, threshold)
+    # One by one, masks would leave a GPU idle.
+    dense = features.device.type != "cpu" and _fits(len(queries), output_size)
+    if ellipse and not dense and _divide(features.shape[1:], padded_size):
+        windows, insides = _in_windows(kernels, features, sizes, threshold, largest_part)
+        scores = scores * insides[rows]
+        order = scores.argsort(descending=True)
+        masks, boxes, occupied = _gathered(windows, rows[order], output_size)
+    else:
+        probs = torch.einsum("nc,chw->nhw", kernels, features).sigmoid_()
+        valid = _valid_cells(features.shape[1:], *sizes[:2])
+        scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)[rows]
+        if largest_part:
+            probs = largest_parts(probs, threshold, valid)
+        order = scores.argsort(descending=True)
+        masks, boxes, occupied = _pasted(probs, rows[order], sizes, threshold, dense)
     order = order[occupied]
     return Instances(
         output_size,
@@ -100,21 +121,87 @@ def select_instances(
 
 
 def _pasted(
-    probs: Tensor, rows: Tensor, sizes: Sequence[tuple[int, int]], threshold: float
+    probs: Tensor,
+    rows: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    threshold: float,
+    dense: bool,
 ) -> tuple[Tensor | EncodedMasks, Boxes, Tensor]:
     """Masks and boxes of those ``rows`` of ``probs`` that are not empty; which are not, bool."""
-    fits = _fits(len(rows), sizes[-1])
-    if fits and probs.device.type != "cpu":  # one by one, masks would leave a GPU idle
-        masks = paste_masks(probs, *sizes, threshold)
-        occupied = masks.flatten(1).any(dim=1)[rows]
-        masks = masks[rows[occupied]]
-        return masks, masks_to_boxes(masks), occupied
-    windows = mask_windows(probs, *sizes, threshold)
+    if not dense:
+        return _gathered(mask_windows(probs, *sizes, threshold), rows, sizes[-1])
+    masks = paste_masks(probs, *sizes, threshold)
+    occupied = masks.flatten(1).any(dim=1)[rows]
+    masks = masks[rows[occupied]]
+    return masks, masks_to_boxes(masks), occupied
+
+
+def _gathered(
+    windows: Sequence[MaskWindow], rows: Tensor, size: tuple[int, int]
+) -> tuple[Tensor | EncodedMasks, Boxes, Tensor]:
+    """Masks and boxes of those ``rows`` of ``windows`` that are not empty; which are not, bool."""
     occupied = rows.new_tensor([window.mask.numel() > 0 for window in windows], dtype=torch.bool)
     occupied = occupied[rows]
+    fits = _fits(len(rows), size)
     windows = [windows[row] for row in rows[occupied].tolist()]
-    boxes = Boxes(probs.new_tensor([window.box for window in windows]).view(-1, 4))
-    return (_filled if fits else _encoded)(windows, sizes[-1]), boxes, occupied
+    boxes = rows.new_tensor([window.box for window in windows], dtype=torch.float32)
+    return (_filled if fits else _encoded)(windows, size), Boxes(boxes.view(-1, 4)), occupied
+
+
+def _in_windows(
+    kernels: Tensor,
+    features: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    threshold: float,
+    largest_part: bool,
+) -> tuple[list[MaskWindow], Tensor]:
+    """Masks at the output size, and maskness ``(n,)``, of kernels ``(n, C)`` with ellipses.
+
+    A few are in the memory at a time, and of the results only what surrounds the instances.
+    """
+    cells = tuple(features.shape[1:])
+    valid = _valid_cells(cells, *sizes[:2])
+    features = CellWindow(0, 0, *(edge + _MARGIN for edge in valid)).of(features)
+    windows = possible_windows(kernels, features, threshold, _MARGIN)
+    masks = [MaskWindow.empty(features.device)] * len(kernels)
+    insides = kernels.new_zeros(len(kernels))
+    for rows, group in window_groups(windows, features):
+        probs = mask_logits(kernels[rows], features, group).sigmoid_()
+        visible = _visible(group, valid, probs)
+        inside = probs.where(visible, 0)
+        insides[rows] = maskness(inside, threshold)
+        if largest_part:
+            probs = largest_parts(inside, threshold, inside.shape[1:]).where(visible, probs)
+        corners = [window[:2] for window in group]
+        found = mask_windows(probs, *sizes, threshold, corners, cells)
+        for row, mask in zip(rows, found, strict=True):
+            masks[row] = mask
+    return masks, insides
+
+
+def _visible(windows: Sequence[CellWindow], valid: tuple[int, int], probs: Tensor) -> Tensor:
+    """Which cells of windows of one size lie in the image: ``(n, height, width)`` bool."""
+    rows, columns = (
+        torch.arange(side, device=probs.device)
+        + torch.tensor([window[axis] for window in windows], device=probs.device)[:, None]
+        < valid[axis]
+        for axis, side in enumerate(probs.shape[1:])
+    )
+    return rows[:, :, None] & columns[:, None]
+
+
+def _valid_cells(
+    cells: tuple[int, int], padded_size: tuple[int, int], image_size: tuple[int, int]
+) -> tuple[int, int]:
+    """How many rows and columns of a padded image's cells the image itself reaches."""
+    return tuple(
+        -(-size * count // padded)
+        for size, count, padded in zip(image_size, cells, padded_size, strict=True)
+    )
+
+
+def _divide(cells: tuple[int, int], padded_size: tuple[int, int]) -> bool:
+    return all(size % count == 0 for size, count in zip(padded_size, cells, strict=True))
 
 
 def select_embedded_instances(
@@ -241,39 +328,51 @@ def mask_windows(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
     threshold: float = 0.5,
+    corners: Sequence[tuple[int, int]] | None = None,
+    cells: tuple[int, int] | None = None,
 ) -> list[MaskWindow]:
     """As :func:`paste_masks`, but only what surrounds each instance is made.
 
     Bilinear: a pixel between four cells is above the threshold only where one of them is.
+
+    Args:
+        corners: ``(top, left)`` of each mask in cells, if ``probs`` are parts of maps. Outside
+            the part no cell is above the threshold, nor in the two next to its edges inside, if
+            they are not the map's own edges.
+        cells: ``(h, w)`` of those maps, which divide the padded size.
     """
     edges = [
         edge.tolist()
         for axis in (2, 1)  # rows, then columns
-        for edge in _first_and_end(probs.amax(dim=axis) > threshold)
+        for edge in first_and_end(probs.amax(dim=axis) > threshold)
     ]
+    cells = cells or probs.shape[1:]
     windows = []
-    for mask, top, bottom, left, right in zip(probs, *edges, strict=True):
-        part, corner = _upsampled_part(mask, (top, left), (bottom, right), padded_size)
-        part = part[: max(image_size[0] - corner[0], 0), : max(image_size[1] - corner[1], 0)]
-        windows.append(_window(part, corner, image_size, output_size, threshold))
+    corners = corners or [(0, 0)] * len(probs)
+    for mask, corner, top, bottom, left, right in zip(probs, corners, *edges, strict=True):
+        if _divide(cells, padded_size):
+            factors = [size // count for size, count in zip(padded_size, cells, strict=True)]
+            part, first = _upsampled_part(mask, (top, left), (bottom, right), factors)
+            start = [f * (a + b) for f, a, b in zip(factors, corner, first, strict=True)]
+        else:
+            part, start = _resize(mask[None, None], padded_size)[0, 0], (0, 0)
+        part = part[: max(image_size[0] - start[0], 0), : max(image_size[1] - start[1], 0)]
+        windows.append(_window(part, start, image_size, output_size, threshold))
     return windows
 
 
 def _upsampled_part(
-    probs: Tensor, first: tuple[int, int], end: tuple[int, int], size: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
-    """``probs`` resized to ``size``, as far as the cells from ``first`` to ``end`` matter.
+    probs: Tensor, first: tuple[int, int], end: tuple[int, int], factors: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """``probs`` enlarged by ``factors``, as far as the cells from ``first`` to ``end`` matter.
 
     Returns:
-        That part, and its (top, left).
+        That part, and the first of its cells, (top, left).
     """
-    factors = [pixels // cells for pixels, cells in zip(size, probs.shape, strict=True)]
-    if [factor * cells for factor, cells in zip(factors, probs.shape)] != [*size]:
-        return _resize(probs[None, None], size)[0, 0], (0, 0)
     first = [max(cell - _MARGIN, 0) for cell in first]
     part = probs[first[0] : end[0] + _MARGIN, first[1] : end[1] + _MARGIN]
-    sizes = [factor * cells for factor, cells in zip(factors, part.shape, strict=True)]
-    return _resize(part[None, None], sizes)[0, 0], (factors[0] * first[0], factors[1] * first[1])
+    sizes = [factor * cells for factor, cells in zip(factors, part.shape)]
+    return _resize(part[None, None], sizes)[0, 0], first
 
 
 def _window(
@@ -286,7 +385,7 @@ def _window(
     """Of a mask whose part at ``corner`` is ``probs``, at the output size."""
     rows, columns = _extent(probs, 1, threshold), _extent(probs, 0, threshold)
     if rows[1] == 0:
-        return MaskWindow(probs.new_empty(0, 0, dtype=torch.bool), (0, 0))
+        return MaskWindow.empty(probs.device)
     if tuple(image_size) == tuple(output_size):
         mask = probs[slice(*rows), slice(*columns)] > threshold
         return MaskWindow(mask, (corner[0] + rows[0], corner[1] + columns[0]))
@@ -305,8 +404,8 @@ def _extent(probs: Tensor, axis: int, threshold: float) -> tuple[int, int]:
     """First of the rows (axis 1) or columns (axis 0) that reach above, one past the last."""
     if probs.numel() == 0:
         return 0, 0
-    first, end = _first_and_end((probs.amax(dim=axis) > threshold)[None])
-    return int(first), int(end)
+    occupied = (probs.amax(dim=axis) > threshold).nonzero()[:, 0].tolist()
+    return (occupied[0], occupied[-1] + 1) if occupied else (0, 0)
 
 
 def _tight(mask: Tensor, corner: tuple[int, int]) -> MaskWindow:
@@ -357,16 +456,9 @@ def masks_to_boxes(masks: Tensor) -> Boxes:
     """Tight XYXY boxes of ``(n, h, w)`` bool masks, pixel edges included; none may be empty."""
     if len(masks) == 0:
         return Boxes(torch.zeros(0, 4, device=masks.device))
-    left, right = _first_and_end(masks.any(dim=1))
-    top, bottom = _first_and_end(masks.any(dim=2))
+    left, right = first_and_end(masks.any(dim=1))
+    top, bottom = first_and_end(masks.any(dim=2))
     return Boxes(torch.stack([left, top, right, bottom], dim=1).float())
-
-
-def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First True of each row of ``(n, length)`` and one past the last; 0 and 0 without any."""
-    occupied = occupied.to(torch.uint8)
-    end = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
-    return occupied.argmax(dim=1), end * occupied.amax(dim=1)
 
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
