@@ -34,8 +34,10 @@ env:
 demo: env
 	@$(BIN)/python tools/run_demo.py $(ARGS)
 
+# A process per core, four at most for the sake of memory; a file's tests stay together, as they
+# share what they make.
 test: env
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: env
 	@$(BIN)/ruff check .
