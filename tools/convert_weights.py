@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         weights = read_state_dict(args.input)
         args.source = args.source or find_source(weights, args.input)
-        table = SOURCES[args.source]
+        table = SOURCES[args.source].of(weights)
         args.config_file = args.config_file or str(ROOT / "configs" / table.config)
         cfg = load_config(args.config_file, args.opts)
         settings = apply_settings(cfg, table.settings(weights), args)

@@ -177,6 +177,70 @@ def hugging_face(sizes: Sizes = Sizes()) -> Shapes:
     return below("model.", model) | heads
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What an implementation calls the parts in which Deformable DETR's variants differ."""
+
+    classes: str
+    boxes: str
+    learned: tuple[str, ...]  # queries of the single stage, and where they start
+    # Linear layers and their norms: of tokens that propose, and that make queries of proposals.
+    tokens: tuple[str, str]
+    queries: tuple[str, str]
+    decoder: str = ""  # holds the heads once more
+
+
+PARTS = {
+    "deformable-detr": Parts(
+        *("class_embed", "bbox_embed", ("query_embed", "transformer.reference_points")),
+        ("transformer.enc_output", "transformer.enc_output_norm"),
+        ("transformer.pos_trans", "transformer.pos_trans_norm"),
+        "transformer.decoder",
+    ),
+    "hf-deformable-detr": Parts(
+        *(
+            "class_embed",
+            "bbox_embed",
+            ("model.query_position_embeddings", "model.reference_points"),
+        ),
+        ("model.enc_output", "model.enc_output_norm"),
+        ("model.pos_trans", "model.pos_trans_norm"),
+        "model.decoder",
+    ),
+    "mmdet-deformable-detr": Parts(
+        *("bbox_head.cls_branches", "bbox_head.reg_branches"),
+        ("bbox_head.query_embedding", "bbox_head.transformer.reference_points"),
+        ("bbox_head.transformer.enc_output", "bbox_head.transformer.enc_output_norm"),
+        ("bbox_head.transformer.pos_trans", "bbox_head.transformer.pos_trans_norm"),
+    ),
+    "mmdet-deformable-detr 3": Parts(
+        *("bbox_head.cls_branches", "bbox_head.reg_branches"),
+        ("query_embedding", "reference_points_fc"),
+        ("memory_trans_fc", "memory_trans_norm"),
+        ("pos_trans_fc", "pos_trans_norm"),
+    ),
+}
+
+
+def variant(
+    shapes: Shapes, parts: Parts, sizes: Sizes, *, refined: bool, two_stages: bool
+) -> Shapes:
+    """Deformable DETR with box refinement or two stages, of the shapes of the plain one."""
+    dim, (classes, boxes) = sizes.dim, (parts.classes, parts.boxes)
+    shapes = dict(shapes)
+    if two_stages:
+        shapes = {n: s for n, s in shapes.items() if n.rpartition(".")[0] not in parts.learned}
+        for before in [n for n in shapes if n.startswith((f"{classes}.0.", f"{boxes}.0."))]:
+            shapes[before.replace(".0.", f".{sizes.decoder}.", 1)] = shapes[before]
+        for (linear, norm), width in ((parts.tokens, dim), (parts.queries, 2 * dim)):
+            shapes |= with_bias(linear, width, width) | with_bias(norm, width)
+    in_decoder = [boxes] * refined + [classes] * two_stages
+    if parts.decoder:
+        heads = [n for n in shapes if n.startswith(tuple(f"{head}." for head in in_decoder))]
+        shapes |= {f"{parts.decoder}.{n}": shapes[n] for n in heads}
+    return shapes
+
+
 def hugging_face_5(names: Iterable[str], own_resnet: bool = False) -> dict[str, str]:
     """Names in files of ``save_pretrained`` and, of transformers 5, in a model's state dict."""
     changes = {".conv_encoder.": ".", "self_attn.out_proj": "self_attn.o_proj"}
@@ -267,16 +331,22 @@ def isda(sizes: Sizes = Sizes()) -> Shapes:
     return shapes | with_bias("mask_feat_head.conv_pred.0.gn", sizes.mask_dim)
 
 
+_IN_DECODER = re.compile(r"(transformer|model)\.decoder\.(?=(class|bbox)_embed)")
 _SHARED = re.compile(r"(class_embed|bbox_embed|cls_branches|reg_branches|kernel_branches)\.\d+")
 
 
-def filled(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors that keep activations in range; copies of a shared module are equal."""
+def filled(shapes: Shapes, seed: int = 0, *, refined: bool = False) -> dict[str, Tensor]:
+    """Random tensors that keep activations in range; copies of a shared module are equal.
+
+    Args:
+        refined: layers have heads of their own.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     shared: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        module = _SHARED.sub(r"\1", name)
+        module = _IN_DECODER.sub("", name)
+        module = module if refined else _SHARED.sub(r"\1", module)
         if module not in shared:
             shared[module] = _random(name, shape, generator)
         tensors[name] = shared[module]

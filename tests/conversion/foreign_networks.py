@@ -47,6 +47,11 @@ class Layout:
     # The same for attention among queries, attention into the image, and the linear layers.
     decoder_parts: tuple[str, str, str, str, str, str, str]
     classes: str
+    # Of the variants with boxes: a layer's box head and its linear layers; of two stages, the layer
+    # number of the proposals, their linear layer and its norm.
+    boxes: str = "bbox_embed.1"
+    linears: tuple[str, str, str] = ("layers.0", "layers.1", "layers.2")
+    proposing: tuple[str, str] = ("", "")
 
 
 AUTHORS = Layout(
@@ -62,6 +67,7 @@ AUTHORS = Layout(
     # Among queries comes first, but is the layer's second attention by number.
     decoder_parts=("self_attn", "norm2", "cross_attn", "norm1", "linear1", "linear2", "norm3"),
     classes="class_embed.1",
+    proposing=("transformer.enc_output", "transformer.enc_output_norm"),
 )
 HUGGING_FACE = Layout(
     backbone="model.backbone.conv_encoder.model",
@@ -78,6 +84,7 @@ HUGGING_FACE = Layout(
         *("fc1", "fc2", "final_layer_norm"),
     ),
     classes="class_embed.1",
+    proposing=("model.enc_output", "model.enc_output_norm"),
 )
 MMDETECTION = Layout(
     backbone="backbone",
@@ -94,6 +101,9 @@ MMDETECTION = Layout(
         *("ffns.0.layers.0.0", "ffns.0.layers.1", "norms.2"),
     ),
     classes="bbox_head.cls_branches.1",
+    boxes="bbox_head.reg_branches.1",
+    linears=("0", "2", "4"),
+    proposing=("bbox_head.transformer.enc_output", "bbox_head.transformer.enc_output_norm"),
 )
 MMDETECTION_3 = Layout(
     backbone="backbone",
@@ -110,6 +120,9 @@ MMDETECTION_3 = Layout(
         *("ffn.layers.0.0", "ffn.layers.1", "norms.2"),
     ),
     classes="bbox_head.cls_branches.1",
+    boxes=MMDETECTION.boxes,
+    linears=MMDETECTION.linears,
+    proposing=("memory_trans_fc", "memory_trans_norm"),
 )
 
 
@@ -224,7 +237,8 @@ def deformable_attention(
 
     Args:
         query: ``(Q, C)``.
-        points: ``(Q, levels, 2)``.
+        points: ``(Q, levels, 2)``, or boxes ``(Q, levels, 4)`` as (centre, size): offsets are then
+            in halves of a box, over the points.
         tokens: ``(S, C)``.
         padding: ``(S,)``.
     """
@@ -238,8 +252,12 @@ def deformable_attention(
         total = 0
         for level, (height, width) in enumerate(sizes):
             grid = levels[level].chunk(heads, -1)[head].T.view(1, -1, height, width)
-            extent = torch.tensor([width, height])
-            where = points[:, None, level] + offsets[:, head, level] / extent  # (Q, points, 2)
+            shift = offsets[:, head, level]  # (Q, points, 2)
+            if points.shape[-1] == 4:
+                shift = shift / shift.shape[1] * points[:, None, level, 2:] / 2
+            else:
+                shift = shift / torch.tensor([width, height])
+            where = points[:, None, level, :2] + shift
             read = F.grid_sample(grid, 2 * where[None] - 1, align_corners=False)
             total = total + (read[0] * weights[:, head, level]).sum(-1).T
         outputs.append(total)
@@ -257,11 +275,22 @@ def levels_of(w: Weights, names: Layout, features: list[Tensor]) -> list[Tensor]
     ]
 
 
-def decode(
-    w: Weights, names: Layout, levels: list[Tensor], image_size, padded, heads: int
-) -> tuple[Tensor, Tensor]:
-    """The last decoder layer's queries ``(N, C)`` and their reference points, for one image.
+@dataclass
+class Encoded:
+    """An image after the encoder."""
 
+    memory: Tensor  # (S, C)
+    sizes: Sizes  # of the levels
+    valid: Sizes  # cells of each level that are inside the image
+    padding: Tensor  # (S,)
+    ratios: Tensor  # (levels, 2) as (x, y)
+    centres: Tensor  # (S, 2) as (x, y), relative to the image
+
+
+def encoded(
+    w: Weights, names: Layout, levels: list[Tensor], image_size, padded, heads: int
+) -> Encoded:
+    """
     Args:
         levels: P3..P6, each ``(C, h, w)``.
     """
@@ -292,19 +321,80 @@ def decode(
         dtype=torch.float64,
     )
     memory = encode(w, names, tokens, position, centres[:, None] * ratios, sizes, padding, heads)
-    query_pos, queries = w[names.queries].split(dim, dim=1)
+    return Encoded(memory, sizes, valid, padding, ratios, centres)
+
+
+def decode(w: Weights, names: Layout, image: Encoded, heads: int) -> tuple[Tensor, Tensor]:
+    """The last decoder layer's queries ``(N, C)`` and their reference points, for one image."""
+    query_pos, queries = w[names.queries].chunk(2, dim=1)
     reference = linear(w.at(names.reference), query_pos).sigmoid()
-    points = reference[:, None] * ratios
-    own, own_norm, cross, cross_norm, up, down, last = names.decoder_parts
-    for layer in layers(w, names.decoder, last):
-        attended = attention(layer.at(own), queries + query_pos, queries, heads)
-        queries = layer_norm(layer.at(own_norm), queries + attended)
-        attended = deformable_attention(
-            layer.at(cross), queries + query_pos, points, memory, sizes, padding, heads
-        )
-        queries = layer_norm(layer.at(cross_norm), queries + attended)
-        queries = feedforward(layer, up, down, last, queries)
+    for layer in layers(w, names.decoder, names.decoder_parts[-1]):
+        queries = decoder_layer(layer, names, queries, query_pos, reference, image, heads)
     return queries, reference
+
+
+def decode_boxes(
+    w: Weights,
+    names: Layout,
+    queries: Tensor,
+    boxes: Tensor,
+    image: Encoded,
+    heads: int,
+    refine: bool,
+) -> tuple[Tensor, Tensor]:
+    """The last decoder layer's queries ``(N, C)`` and boxes ``(N, 4)``, with the last layer's head.
+
+    Args:
+        queries: ``(N, C)``; without a position.
+        boxes: ``(N, 4)`` as (centre, size) that the first layer looks around.
+        refine: other layers look around the boxes that the layer before them predicts.
+    """
+    for layer in layers(w, names.decoder, names.decoder_parts[-1]):
+        queries = decoder_layer(layer, names, queries, 0, boxes, image, heads)
+        predicted = moved(w.at(names.boxes), names, boxes, queries)
+        boxes = predicted if refine else boxes
+    return queries, predicted
+
+
+def decoder_layer(
+    layer: Weights, names: Layout, queries, query_pos, references, image: Encoded, heads: int
+) -> Tensor:
+    own, own_norm, cross, cross_norm, up, down, last = names.decoder_parts
+    attended = attention(layer.at(own), queries + query_pos, queries, heads)
+    queries = layer_norm(layer.at(own_norm), queries + attended)
+    ratios = image.ratios.repeat(1, references.shape[1] // 2)
+    attended = deformable_attention(
+        layer.at(cross),
+        queries + query_pos,
+        references[:, None] * ratios,
+        image.memory,
+        image.sizes,
+        image.padding,
+        heads,
+    )
+    queries = layer_norm(layer.at(cross_norm), queries + attended)
+    return feedforward(layer, up, down, last, queries)
+
+
+def moved(head: Weights, names: Layout, boxes: Tensor, states: Tensor) -> Tensor:
+    """Boxes whose logits a box head has shifted."""
+    first, second, third = (head.at(name) for name in names.linears)
+    shift = linear(third, linear(second, linear(first, states).relu()).relu())
+    return (boxes.log() - (1 - boxes).log() + shift).sigmoid()
+
+
+def proposals(w: Weights, names: Layout, image: Encoded, number: int) -> tuple[Tensor, Tensor]:
+    """Logits ``(number,)`` for an object, and boxes ``(number, 4)``, of the best tokens."""
+    linear_layer, norm = names.proposing
+    tokens = layer_norm(w.at(norm), linear(w.at(linear_layer), image.memory))
+    sides = [0.05 * 2**i for i, (h, width) in enumerate(image.sizes) for _ in range(h * width)]
+    sides = torch.tensor(sides, dtype=torch.float64)[:, None].expand(-1, 2)
+    layer = len(layers(w, names.decoder, names.decoder_parts[-1]))  # the next of the heads
+    classes, boxes = (n.replace(".1", f".{layer}") for n in (names.classes, names.boxes))
+    logits = linear(w.at(classes), tokens)[:, 0].masked_fill(image.padding, -math.inf)
+    best = logits.topk(number).indices
+    starts = torch.cat([image.centres, sides], dim=1)[best]
+    return logits[best], moved(w.at(boxes), names, starts, tokens[best])
 
 
 def inside_mask(size: tuple[int, int], valid: tuple[int, int]) -> Tensor:
@@ -336,20 +426,27 @@ def feedforward(layer: Weights, up: str, down: str, norm: str, x: Tensor) -> Ten
     return layer_norm(layer.at(norm), x + linear(layer.at(down), inner))
 
 
+def encoded_images(
+    w: Weights, names: Layout, images: Tensor, image_sizes: Sizes, heads: int
+) -> list[Encoded]:
+    """From normalised, padded images ``(B, 3, H, W)``."""
+    levels = levels_of(w, names, resnet(w.at(names.backbone), images.double()))
+    padded = tuple(images.shape[-2:])
+    return [
+        encoded(w, names, [level[i] for level in levels], size, padded, heads)
+        for i, size in enumerate(image_sizes)
+    ]
+
+
 def deformable_detr(
     tensors: dict[str, Tensor], names: Layout, images: Tensor, image_sizes: Sizes, heads: int
 ) -> Tensor:
     """Class logits ``(B, N, rows)`` of normalised, padded images ``(B, 3, H, W)``."""
     w = Weights(tensors)
-    levels = levels_of(w, names, resnet(w.at(names.backbone), images.double()))
-    padded = tuple(images.shape[-2:])
     return torch.stack(
         [
-            linear(
-                w.at(names.classes),
-                decode(w, names, [level[i] for level in levels], size, padded, heads)[0],
-            )
-            for i, size in enumerate(image_sizes)
+            linear(w.at(names.classes), decode(w, names, image, heads)[0])
+            for image in encoded_images(w, names, images, image_sizes, heads)
         ]
     )
 
@@ -361,7 +458,8 @@ def isda(tensors: dict[str, Tensor], image: Tensor, heads: int) -> tuple[Tensor,
     levels = levels_of(w, MMDETECTION, features)
     finest = normed_conv(w.at("neck.first_conv.conv"), w.at("neck.first_conv.gn"), features[0])
     size = tuple(image.shape[-2:])
-    queries, reference = decode(w, MMDETECTION, [x[0] for x in levels], size, size, heads)
+    encoded_image = encoded(w, MMDETECTION, [x[0] for x in levels], size, size, heads)
+    queries, reference = decode(w, MMDETECTION, encoded_image, heads)
     branch = w.at("bbox_head.kernel_branches.0")
     numbers = linear(branch.at("0"), queries).relu()
     numbers = linear(branch.at("4"), linear(branch.at("2"), numbers).relu())

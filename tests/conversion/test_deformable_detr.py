@@ -1,8 +1,8 @@
 import foreign_networks
 import pytest
 import torch
+from converting import IMAGE_SIZES, converted_model, padded_images
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from foreign_names import (
     SMALL,
@@ -16,26 +16,10 @@ from foreign_names import (
 )
 
 import convert_weights
-from isda.checkpoint import Checkpointer
 from isda.engine.setup import load_config
 
 CONFIG = str(convert_weights.ROOT / "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml")
-IMAGE_SIZES = [(96, 128), (70, 101)]  # two images of one batch, the second one padded
 COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
-
-
-def converted_model(weights, tmp_path, capsys, options=()):
-    """The model that follows the words which the tool prints."""
-    torch.save(weights, tmp_path / "theirs.pth")
-    files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main([*options, *files, *SMALL_OPTIONS]) == 0
-    words = capsys.readouterr().out.replace("'", "").split("--config-file ")[1]
-    config_file, *opts = words.replace(", ", ",").split()
-    cfg = load_config(config_file, opts)
-    cfg.MODEL.DEVICE, cfg.MODEL.ISDA.NUM_CLASSES = "cpu", 80
-    model = build_model(cfg).eval()
-    Checkpointer(model, min_matched=0.5).load(cfg.MODEL.WEIGHTS)
-    return model, cfg
 
 
 @pytest.mark.parametrize(
@@ -53,9 +37,7 @@ def test_scores_are_those_of_the_original(shapes, layout, rows, tmp_path, capsys
     """From pixels to class logits, in a batch of two images of different sizes."""
     weights = filled(shapes)
     model, _ = converted_model(weights, tmp_path, capsys)
-    images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
-    images[1, :, 70:] = 0
-    images[1, :, :, 101:] = 0
+    images = padded_images()
     (prediction,) = model.predict(ImageList(images, IMAGE_SIZES))
     expected = foreign_networks.deformable_detr(weights, layout, images, IMAGE_SIZES, SMALL.heads)
     assert expected.std() > 0.3  # queries and classes differ, so a swap would show

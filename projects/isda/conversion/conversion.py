@@ -89,7 +89,7 @@ def convert(
     Returns:
         The tensors whose name and shape the model has, and what became of all others.
     """
-    table = SOURCES[source]
+    table = SOURCES[source].of(weights)
     result = Conversion(table.title)
     pieces = _pieces(weights, table, expected, result)
     for ours, found in pieces.items():
@@ -158,9 +158,10 @@ def _place(
     ours: str, pieces: list[_Piece], expected: Mapping[str, Tensor], result: Conversion
 ) -> None:
     tensor = _joined(pieces)
-    rows = pieces[0].rule.rows
-    if rows:
-        tensor = _selected(tensor, rows, ours, expected[ours], result)
+    adapt = pieces[0].rule.adapt
+    if adapt:
+        tensor, what = adapt(tensor, expected[ours].shape)
+        result.notes += [f"{ours} is {what}"] if what else []
     names = tuple(piece.theirs for piece in pieces)
     if tensor.shape != expected[ours].shape:
         shapes = tuple(tensor.shape), tuple(expected[ours].shape)
@@ -179,16 +180,6 @@ def _joined(pieces: list[_Piece]) -> Tensor:
     # Parts that cannot be joined are told of as a wrong shape, that of the first.
     joinable = all(tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors)
     return torch.cat(tensors) if len(tensors) > 1 and joinable else tensors[0]
-
-
-def _selected(
-    tensor: Tensor, rows: tuple[int, ...], ours: str, expected: Tensor, result: Conversion
-) -> Tensor:
-    """The rows of the model's classes, where the file has more."""
-    if len(rows) != expected.shape[0] or tensor.shape[0] <= max(rows):
-        return tensor
-    result.notes.append(f"{ours} is {len(rows)} rows of {tensor.shape[0]}: those of COCO's classes")
-    return tensor[list(rows)]
 
 
 def _grouped(what: str, reasons: dict[str, str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Deformable DETR (arXiv 2010.04159), single stage, without box refinement: what ISDA starts from.
+"""Deformable DETR (arXiv 2010.04159): what ISDA starts from.
 
-The same Transformer under three sets of names. ISDA has no use for the boxes; its mask features,
-its kernels and its finest level are new.
+The same Transformer under three sets of names. The tables below are of the single stage without box
+refinement, of whose boxes ISDA has no use; its mask features, its kernels and its finest level are
+new. What the other variants have beside is in :mod:`isda.conversion.box_variants`.
 """
 
 import re
@@ -9,9 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
+from isda.conversion.box_variants import BoxNames, box_variant, coco_rows
 from isda.conversion.resnet import (
     RGB,
     hugging_face_resnet_rules,
@@ -24,14 +25,10 @@ __all__ = ["AUTHORS", "HUGGING_FACE", "MMDETECTION", "MMDETECTION_RULES", "mmdet
 
 CONFIG = "COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 
-#: Two of the implementations have a class row per COCO category id, which runs to 90 with gaps.
-COCO_ROWS = tuple(category["id"] for category in COCO_CATEGORIES if category["isthing"])
-
 _KIND = r"(?P<kind>weight|bias)"
 _DEFORMABLE = r"(?P<linear>sampling_offsets|attention_weights|value_proj|output_proj)"
 _BOXES = "the box branch: ISDA predicts masks alone"
 _TWO_STAGES = "of the variant with two stages, which ISDA does not have"
-_REFINEMENT = "of the variant with box refinement, which ISDA does not have"
 
 _FRESH = (
     Fresh(r"neck\.projections\.0\..+", "Deformable DETR has no level of stride 4"),
@@ -123,13 +120,26 @@ AUTHORS = Source(
                 "norm3": "feedforward.norm",
             },
         ),
-        moves(rf"class_embed\.\d+\.{_KIND}", r"instance_head.classes.\g<kind>", rows=COCO_ROWS),
+        moves(rf"class_embed\.\d+\.{_KIND}", r"instance_head.classes.\g<kind>", adapt=coco_rows),
         drops(r"bbox_embed\..+", _BOXES),
-        refuses(r"transformer\.(enc_output|pos_trans).+", _TWO_STAGES),
-        refuses(r"transformer\.decoder\.(bbox|class)_embed\..+", _REFINEMENT),
     ),
     fresh=_FRESH,
     settings=partial(_settings, backbone="backbone.0.body.", bias="input_proj.0.0.bias"),
+    variant=partial(
+        box_variant,
+        names=BoxNames(
+            decoder=r"transformer\.decoder\.layers",
+            classes=r"(?:transformer\.decoder\.)?class_embed",
+            boxes=r"(?:transformer\.decoder\.)?bbox_embed",
+            linears=("layers.0", "layers.1", "layers.2"),
+            project=r"transformer\.enc_output",
+            norm=r"transformer\.enc_output_norm",
+            learned=r"query_embed\.weight",
+            made=r"transformer\.pos_trans(?:_norm)?\..+",
+            places=r"transformer\.reference_points\..+",
+            class_rows=coco_rows,
+        ),
+    ),
 )
 
 
@@ -188,13 +198,26 @@ HUGGING_FACE = Source(
                 "final_layer_norm": "feedforward.norm",
             },
         ),
-        moves(rf"class_embed\.\d+\.{_KIND}", r"instance_head.classes.\g<kind>", rows=COCO_ROWS),
+        moves(rf"class_embed\.\d+\.{_KIND}", r"instance_head.classes.\g<kind>", adapt=coco_rows),
         drops(r"bbox_embed\..+", _BOXES),
-        refuses(r"model\.(enc_output|pos_trans).+", _TWO_STAGES),
-        refuses(r"model\.decoder\.(bbox|class)_embed\..+", _REFINEMENT),
     ),
     fresh=_FRESH,
     settings=_hugging_face_settings,
+    variant=partial(
+        box_variant,
+        names=BoxNames(
+            decoder=r"model\.decoder\.layers",
+            classes=r"(?:model\.decoder\.)?class_embed",
+            boxes=r"(?:model\.decoder\.)?bbox_embed",
+            linears=("layers.0", "layers.1", "layers.2"),
+            project=r"model\.enc_output",
+            norm=r"model\.enc_output_norm",
+            learned=r"model\.query_position_embeddings\.weight",
+            made=r"model\.pos_trans(?:_norm)?\..+",
+            places=r"model\.reference_points\..+",
+            class_rows=coco_rows,
+        ),
+    ),
 )
 
 # Versions 2 and 3 of mmdetection: 3 has dissolved the module "transformer".
@@ -261,4 +284,18 @@ MMDETECTION = Source(
     rules=MMDETECTION_RULES,
     fresh=_FRESH,
     settings=mmdetection_settings,
+    variant=partial(
+        box_variant,
+        names=BoxNames(
+            decoder=r"(?:bbox_head\.transformer\.)?decoder\.layers",
+            classes=r"bbox_head\.cls_branches",
+            boxes=r"bbox_head\.reg_branches",
+            linears=("0", "2", "4"),
+            project=r"(?:bbox_head\.transformer\.enc_output|memory_trans_fc)",
+            norm=r"(?:bbox_head\.transformer\.enc_output_norm|memory_trans_norm)",
+            learned=r"(?:bbox_head\.)?query_embedding\.weight",
+            made=r"(?:bbox_head\.transformer\.pos_trans(?:_norm)?|pos_trans_(?:fc|norm))\..+",
+            places=r"(?:bbox_head\.transformer\.reference_points|reference_points_fc)\..+",
+        ),
+    ),
 )

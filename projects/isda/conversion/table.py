@@ -1,18 +1,21 @@
 """What a source of foreign weights is: rules for its names, and what a model needs for them."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
-__all__ = ["Fresh", "Rule", "Source", "drops", "moves", "refuses"]
+__all__ = ["Adaptation", "Fresh", "Rule", "Source", "drops", "moves", "refuses"]
 
 #: Our name as a template of the match's groups, or made of the match.
 Name = str | Callable[[re.Match], str]
+#: From a tensor of theirs and its shape in the model to what the model has of it, and what that is
+#: in words ("" for all of it).
+Adaptation = Callable[[Tensor, Size], tuple[Tensor, str]]
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,7 @@ class Rule:
     pattern: str
     name: Name = ""
     part: int = 0  # place among the tensors that are joined along their first axis
-    # These rows alone, where the model has as many as are listed here.
-    rows: tuple[int, ...] = ()
+    adapt: Adaptation | None = None  # None: the model has all of the tensor
     # Last parts of names beside ours in the model, and the number that these tensors consist of.
     beside: tuple[tuple[str, float], ...] = ()
     reason: str = ""
@@ -39,11 +41,11 @@ def moves(
     name: Name,
     *,
     part: int = 0,
-    rows: Sequence[int] = (),
+    adapt: Adaptation | None = None,
     beside: Mapping[str, float] = MappingProxyType({}),
 ) -> Rule:
     """A rule for tensors that the model has."""
-    return Rule(pattern, name, part, tuple(rows), tuple(beside.items()))
+    return Rule(pattern, name, part, adapt, tuple(beside.items()))
 
 
 def drops(pattern: str, reason: str) -> Rule:
@@ -80,6 +82,12 @@ class Source:
     fresh: tuple[Fresh, ...] = ()
     # Config keys and the values that a model needs to compute with these weights what they mean.
     settings: Callable[[Mapping[str, Tensor]], dict[str, Any]] = _nothing
+    # The table for the variant that a file has; None where a source has no variants.
+    variant: Callable[["Source", Mapping[str, Tensor]], "Source"] | None = None
+
+    def of(self, weights: Mapping[str, Tensor]) -> "Source":
+        """The source as it is for this file."""
+        return self.variant(self, weights) if self.variant else self
 
     def rule(self, name: str) -> tuple[Rule | None, str]:
         """The first rule for a name of theirs, and our name ("" for none)."""
