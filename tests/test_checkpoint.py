@@ -1,5 +1,7 @@
 import os
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from torch import nn
 
 from isda.checkpoint import Checkpointer, WeightsError, report_weights
 from isda.engine.steps import averaged_model
+
+sys.path.append(str(Path(__file__).parent))
+from small_models import small_model as small_isda
 
 
 def small_model(num_classes=3):
@@ -51,6 +56,50 @@ def test_another_number_of_classes_is_reported_and_not_fatal(tmp_path, caplog):
     assert "classes.weight: [80, 2] in the file, [3, 2] here" in caplog.text
     assert "12 of 14 tensors of the model" in caplog.text
     assert torch.equal(model["head"][0].weight, weights["head.0.weight"])
+
+
+def learned_queries(number):
+    """As ISTR has them."""
+    queries = {"features": nn.Embedding(number, 4), "boxes": nn.Embedding(number, 2)}
+    return nn.ModuleDict({"queries": nn.ModuleDict(queries)})
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(9, 5), (5, 9)])
+def test_another_number_of_queries(theirs, ours, tmp_path, caplog):
+    weights = learned_queries(theirs).state_dict()
+    if ours > theirs:  # as pickles of NumPy hold them
+        weights = {name: tensor.numpy() for name, tensor in weights.items()}
+    model = learned_queries(ours)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    caplog.set_level("INFO")
+    Checkpointer(model, min_matched=1.0).load(save(tmp_path / "w.pth", weights))
+    for name, after in model.state_dict().items():
+        assert torch.equal(after[:5], torch.as_tensor(weights[name])[:5])
+        assert torch.equal(after[5:], before[name][5:])
+    (message,) = [r.getMessage() for r in caplog.records if "queries, the" in r.getMessage()]
+    start = f"the weights have {theirs} queries, the configuration asks for {ours}: "
+    assert message.startswith(start)
+    assert message.endswith("are taken" if ours == 5 else "the others start anew")
+
+
+def test_queries_of_another_width_start_anew(tmp_path, caplog):
+    weights = learned_queries(9).state_dict() | {"queries.features.weight": torch.zeros(9, 3)}
+    Checkpointer(learned_queries(5)).load(save(tmp_path / "w.pth", weights))
+    assert "queries.features.weight: [9, 3] in the file, [5, 4] here" in caplog.text
+
+
+@torch.no_grad()
+def test_fewer_queries_of_boxes_are_those_of_the_best_proposals(tmp_path):
+    """Content is learned by rank, so the first rows go on with the tokens that they had."""
+    many = small_isda("isda_boxes", "MODEL.ISDA.NUM_QUERIES", "9")
+    few = small_isda("isda_boxes", "MODEL.ISDA.NUM_QUERIES", "4")
+    nn.init.zeros_(few.transformer.query_embed.weight)
+    Checkpointer(few, min_matched=1.0).load(save(tmp_path / "w.pth", many.state_dict()))
+    image = {"image": torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)) * 255}
+    decoded = [model._decode(model.preprocess([image]))[1] for model in (many, few)]
+    assert torch.equal(decoded[0].references[:, :4], decoded[1].references)
+    rows = many.transformer.query_embed.weight[:4]
+    assert torch.equal(few.transformer.query_embed.weight, rows)
 
 
 def test_weights_that_do_not_fit_stop_the_program(tmp_path):

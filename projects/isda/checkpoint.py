@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 BEST = "model_best.pth"  # the weights with the best evaluation, nothing to continue from
 LAST = "last_checkpoint"  # a file with the name of the one that --resume continues
 _DICTIONARY = "mask_embedding.components"
+# One row per learned query, of ISDA and of ISTR.
+_QUERIES = ("transformer.query_embed.weight", "queries.features.weight", "queries.boxes.weight")
 _LISTED = 8  # names of a kind that a message spells out
 
 
@@ -228,6 +230,8 @@ class Checkpointer(DetectionCheckpointer):
         else:
             self._compare_classes(classes_in(checkpoint))
         self._require_floats(checkpoint["model"])
+        if not self._resuming:
+            self._fit_queries(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         if self._resuming:
             self._refuse_another_model(incompatible)
@@ -264,6 +268,31 @@ class Checkpointer(DetectionCheckpointer):
                 f"tensors that are floats in the model, {_listing(whole)}: it may be quantised, "
                 "give the weights that it was made from"
             )
+
+    def _fit_queries(self, weights: dict[str, Any]) -> None:
+        """Take as many learned queries as the model has; where it has more, the others start anew.
+
+        Copies of the file's queries instead would be decoded alike and find the same instances.
+        """
+        said = False
+        for name, ours in self.model.state_dict().items():
+            theirs = weights.get(name) if name in _QUERIES else None
+            if theirs is None or theirs.shape[1:] != ours.shape[1:] or len(theirs) == len(ours):
+                continue
+            count = min(len(theirs), len(ours))
+            weights[name] = ours.clone()
+            weights[name][:count] = torch.as_tensor(theirs[:count])
+            if not said:
+                said = True
+                logger.log(
+                    logging.INFO if count == len(ours) else logging.WARNING,
+                    "the weights have %d queries, the configuration asks for %d: %s",
+                    len(theirs),
+                    len(ours),
+                    f"the first {count} are taken"
+                    if count == len(ours)
+                    else f"{count} are taken, the others start anew",
+                )
 
     def _compare_classes(self, theirs: dict[str, list] | None) -> None:
         """Say what becomes of the class layers of weights for other classes."""
