@@ -1,7 +1,7 @@
 """Half precision where it pays: processors without instructions for it are slower than in float32.
 
 PyTorch computes in bfloat16 and float16 on every CPU. Where the processor has no instructions for
-it, that is emulation, and a convolution takes a hundred times as long as in float32. Whether it
+it, that is emulation, and a convolution takes some 20 times as long as in float32. Whether it
 does is measured, once in a process, because it depends on the processor, on PyTorch and on oneDNN.
 """
 
