@@ -10,6 +10,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from isda.ops import backend, ms_deform_attn
 
 SIZES = [(3, 4), (2, 1)]
+SHAPES, STARTS = torch.tensor(SIZES), torch.tensor([0, 12])
 EPS = 1e-6
 
 
@@ -66,6 +67,32 @@ def test_forward_mode(inputs, tangents, slope, name):
             assert torch.equal(attend(*inputs), attend(*inputs))
 
 
+OPERATORS = [torch.ops.isda.ms_deform_attn, torch.ops.isda.ms_deform_attn_pure]
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=str)
+def test_the_operator_itself_in_forward_mode(inputs, tangents, slope, operator):
+    """It is not meant to be called, and right all the same: its tangents are not dropped."""
+
+    def direct(value: Tensor, *geometry: Tensor) -> Tensor:
+        return operator(value, SHAPES, STARTS, *geometry)
+
+    def twice(function):
+        return jvp(lambda *x: jvp(function, x, tangents)[1], inputs, tangents)[1]
+
+    output, along = jvp(direct, inputs, tangents)
+    close(output, attend(*inputs))
+    close(along, slope)
+    close(twice(direct), twice(attend))
+    with forward_ad.dual_level():
+        duals = [*map(forward_ad.make_dual, inputs, tangents)]
+        close(forward_ad.unpack_dual(direct(*duals)).tangent, slope)
+        duals = [dual.requires_grad_() for dual in duals]
+        assert direct(*duals).requires_grad
+    with pytest.raises(ValueError, match="level 1 of 2x1 cells from token 13 does not fit"):
+        jvp(lambda x: operator(x, SHAPES, STARTS + 1, *inputs[1:]), inputs[:1], tangents[:1])
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_one_tangent_alone(inputs, tangents, position):
     def of_one(tensor: Tensor) -> Tensor:
@@ -75,6 +102,34 @@ def test_one_tangent_alone(inputs, tangents, position):
     expected = (of_one(x + EPS * tangent) - of_one(x - EPS * tangent)) / (2 * EPS)
     close(jvp(of_one, (x,), (tangent,))[1], expected)
     close(jacfwd(of_one)(x), jacrev(of_one)(x))
+
+
+def test_tangents_of_gradients(inputs, tangents):
+    """Backward is linear in the gradient that comes in, and is an operator as well."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    output = attend(*leaves)
+    came, along = torch.randn_like(output), torch.randn_like(output)
+    expected = torch.autograd.grad(output, leaves, along, retain_graph=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(came, along)
+        found = torch.autograd.grad(output, leaves, dual)
+        for one, other in zip(found, expected, strict=True):
+            close(forward_ad.unpack_dual(one).tangent, other)
+
+    def gradients_of(*moved: Tensor) -> tuple[Tensor, ...]:
+        grad_output, value, *geometry = moved
+        return torch.ops.isda.ms_deform_attn_backward(
+            grad_output, value, SHAPES, STARTS, *geometry, [True, True, True]
+        )
+
+    start, direction = (came, *inputs), (along, *tangents)
+    ahead, behind = (
+        gradients_of(*(x + sign * EPS * t for x, t in zip(start, direction, strict=True)))
+        for sign in (1, -1)
+    )
+    for index, found in enumerate(jvp(gradients_of, start, direction)[1]):
+        slope = (ahead[index] - behind[index]) / (2 * EPS)
+        torch.testing.assert_close(found, slope, atol=1e-6, rtol=1e-6)
 
 
 def test_gradients(inputs, gradients):

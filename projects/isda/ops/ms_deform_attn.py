@@ -73,8 +73,7 @@ def ms_deform_attn(
     if not torch.compiler.is_compiling():
         _check_levels(value, shapes, starts)
     if _transformed(value, sampling_locations, attention_weights):
-        with torch.autocast(value.device.type, enabled=False):
-            return pytorch.gather_form(*inputs)
+        return _spelled_out(*inputs)
     if selection.pure_requested(value.device):
         return torch.ops.isda.ms_deform_attn_pure(*inputs)
     return torch.ops.isda.ms_deform_attn(*inputs)
@@ -139,11 +138,21 @@ def _exporting() -> bool:
 
 def _transformed(*tensors: Tensor) -> bool:
     """Whether ``torch.func`` or forward mode looks on, whose rules no custom operator can have."""
-    if torch._C._are_functorch_transforms_active():
-        return True
+    return torch._C._are_functorch_transforms_active() or _has_tangent(*tensors)
+
+
+def _has_tangent(*inputs) -> bool:
     if forward_ad._current_level < 0:
         return False
+    tensors = (x for x in inputs if isinstance(x, Tensor))
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _spelled_out(
+    value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    with torch.autocast(value.device.type, enabled=False):
+        return pytorch.gather_form(value, shapes, starts, locations, weights)
 
 
 def _check(
@@ -326,6 +335,51 @@ def _gather_gradients(
     return (None if results[0] is None else results[0].to(value.dtype), *results[1:])
 
 
+class _ForwardModeLibrary:
+    """Where ``register_autograd`` leaves its kernel, which drops tangents without a word.
+
+    Inputs with tangents go past it, to the operator in basic operations, which have their rules.
+    """
+
+    def __init__(self, spelled_out):
+        self._spelled_out = spelled_out
+
+    def impl(self, name: str, kernel, key: str, **options) -> None:
+        def with_tangents(keyset, *inputs):
+            if _has_tangent(*inputs):
+                return self._spelled_out(*inputs)
+            return kernel(keyset, *inputs)
+
+        _library.impl(name, with_tangents, key, **options)
+
+
+def _spelled_out_forward(
+    value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    _check(value, shapes, starts, locations, weights)
+    _check_levels(value, shapes, starts)
+    return _spelled_out(value, shapes, starts, locations, weights)
+
+
+def _spelled_out_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    shapes: Tensor,
+    starts: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (grad_output, value, shapes, starts, locations, weights, output_mask)
+    if not value.numel() * weights.numel():
+        return _backward(*inputs)
+    _check(*inputs[1:6])
+    _check_levels(*inputs[1:4])
+    with torch.autocast(value.device.type, enabled=False):
+        grads = _gather_gradients(*inputs)
+    return tuple(value.new_empty(0) if grad is None else grad for grad in grads)
+
+
 def _wanted(tensors: Sequence[Tensor], output_mask: Sequence[bool]) -> list[Tensor | None]:
     return [t if wanted else None for t, wanted in zip(tensors, output_mask, strict=True)]
 
@@ -358,13 +412,13 @@ def _register(name: str, forward) -> None:
         f"isda::{name}",
         functools.partial(_differentiate, backward_operator),
         setup_context=_save_inputs,
-        lib=_library,
+        lib=_ForwardModeLibrary(_spelled_out_forward),
     )
     torch.library.register_autograd(
         f"isda::{backward_name}",
         _differentiate_backward,
         setup_context=_save_backward_inputs,
-        lib=_library,
+        lib=_ForwardModeLibrary(_spelled_out_backward),
     )
     for key, device_type in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
         kernel = functools.partial(_under_autocast, operator, device_type)
