@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from isda import add_isda_config, add_istr_config
+from isda import add_config
 from isda.checkpoint import Checkpointer
 from isda.engine.inference import inference_autocast
 from isda.engine.own_data import use_own_data
@@ -356,8 +356,7 @@ def keys_read(cfg: CfgNode) -> set[str]:
 def added_keys() -> set[str]:
     cfg = get_cfg()
     before = set(flat_keys(cfg))
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    add_config(cfg)
     return set(flat_keys(cfg)) - before
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from isda import add_isda_config, add_istr_config
+from isda import add_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -29,8 +29,7 @@ def flattened(cfg: CfgNode, prefix: str = "") -> dict:
 def added_keys() -> dict:
     cfg = get_cfg()
     theirs = flattened(cfg)
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    add_config(cfg)
     return {key: value for key, value in flattened(cfg).items() if key not in theirs}
 
 
@@ -58,8 +57,7 @@ def test_what_the_pages_name_exists(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_keys_that_the_pages_name_exist(page):
     cfg = get_cfg()
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    add_config(cfg)
     known = flattened(cfg)
     text = (ROOT / page).read_text()
     named = set(

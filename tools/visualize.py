@@ -42,8 +42,9 @@ from isda.inspection.figures import (
     steps_figure,
     write_figure,
 )
-from isda.inspection.traces import ISDATrace, ISTRTrace, trace_isda, trace_istr
+from isda.inspection.traces import ISDATrace, ISTRTrace, trace_isda
 from isda.meta_arch import ISDA, ISTR
+from isda.meta_arch.declarations import declared
 from isda.visualization import (
     brighten,
     draw_annotations,
@@ -269,8 +270,10 @@ class Pictures:
         steps = "steps" in self.drawings
         if not (of_isda or steps):
             return
-        with_layers = of_isda or isinstance(self.predictor.model, ISDA)
-        trace = (trace_isda if with_layers else trace_istr)(self.predictor, image)
+        record = declared(type(self.predictor.model), "tracer")
+        if of_isda:  # it says whose these drawings are
+            record = trace_isda
+        trace = record(self.predictor, image)
         if of_isda:
             yield from self._figures_of_isda(image, trace)
         if steps:

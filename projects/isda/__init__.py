@@ -1,9 +1,9 @@
 """End-to-end, NMS-free instance segmentation on Detectron2.
 
 ``from isda import Predictor`` applies a trained model to images, ``from isda import model_zoo``
-has the models that there are. ``from isda import add_isda_config`` (or ``add_istr_config``)
-registers the meta-architectures, backbones and data sets with Detectron2. ``import isda.ops``
-alone needs nothing but PyTorch.
+has the models that there are. ``from isda import add_config`` (or ``add_isda_config`` for the keys
+of one method) registers the meta-architectures, backbones and data sets with Detectron2.
+``import isda.ops`` alone needs nothing but PyTorch.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import importlib.util
 from isda._imports import put_off_dynamo
 from isda._warnings import ignore_known_warnings
 
-__all__ = ["Predictor", "add_isda_config", "add_istr_config", "model_zoo"]
+__all__ = ["Predictor", "add_config", "add_isda_config", "add_istr_config", "model_zoo"]
 
 _HOMES = {"Predictor": "isda.engine.predictor"}  # all others: isda.config
 _REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")

@@ -12,10 +12,12 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, ImageList
 from torch import Tensor, nn
 
-from isda.meta_arch import ISDA, ISTR
+from isda.meta_arch import methods_with
+from isda.meta_arch.base import InstanceSegmentor
+from isda.meta_arch.declarations import declared
 from isda.modeling.refinement import build_pooler
 
-__all__ = ["compile_inference"]
+__all__ = ["as_it_is", "compile_inference", "pool_in_one_node"]
 
 _TILE = 32  # divides the sides of all padded images
 
@@ -29,8 +31,8 @@ def compile_inference(model: nn.Module, **options: Any) -> nn.Module:
     number of images in a batch; docs/EXPORT.md says what else causes it, and how long it takes.
 
     Args:
-        model: an ISDA or ISTR, changed in place. It is to be called without gradients, as
-            ``isda.Predictor`` does.
+        model: of a method that can be compiled, changed in place. It is to be called without
+            gradients, as ``isda.Predictor`` does.
         options: of ``torch.compile``, such as ``backend``, ``mode`` or ``fullgraph``; ``dynamic``
             is True unless it is among them, so that one graph serves images of many sizes.
 
@@ -42,15 +44,16 @@ def compile_inference(model: nn.Module, **options: Any) -> nn.Module:
         FileNotFoundError: inductor, the default backend, lacks the C++ compiler that it needs for a
             model on a CPU.
     """
-    if not isinstance(model, ISDA | ISTR):
+    if not isinstance(model, InstanceSegmentor):
         raise ValueError(
-            f"{type(model).__name__} cannot be compiled by this package, only ISDA and ISTR can; "
-            "torch.compile(model) may do with others"
+            f"{type(model).__name__} cannot be compiled by this package, only "
+            f"{methods_with('compilation')} can; torch.compile(model) may "
+            "do with others"
         )
+    prepare = declared(type(model), "compilation")
     if model.device.type == "cpu" and options.get("backend", "inductor") == "inductor":
         _check_compiler()
-    if isinstance(model, ISTR):
-        model.refinement.pooler.__class__ = _PoolerInOneNode
+    prepare(model)
     compiled = torch.compile(_predict, **{"dynamic": True, **options})
 
     def predict(self: nn.Module, images: ImageList) -> list:
@@ -63,6 +66,15 @@ def compile_inference(model: nn.Module, **options: Any) -> nn.Module:
 
     model.predict = types.MethodType(predict, model)  # of this model only; a copy gets its own
     return model
+
+
+def as_it_is(model: nn.Module) -> None:
+    """What has to be done first to a model that the compiler takes as it is: nothing."""
+
+
+def pool_in_one_node(model: nn.Module) -> None:
+    """Let the compiler take the pooler of a model with ``refinement`` as one operator."""
+    model.refinement.pooler.__class__ = _PoolerInOneNode
 
 
 def _predict(model: nn.Module, tiles: Tensor, image_sizes: list[tuple[int, int]]) -> list:

@@ -2,7 +2,13 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_isda_config", "add_istr_config"]
+__all__ = ["add_config", "add_isda_config", "add_istr_config"]
+
+
+def add_config(cfg: CN) -> None:
+    """Add the keys of all methods, as :func:`add_isda_config` adds those of one."""
+    for add in (add_isda_config, add_istr_config):
+        add(cfg)
 
 
 def add_isda_config(cfg: CN) -> None:
@@ -25,7 +31,7 @@ def add_istr_config(cfg: CN) -> None:
 
 
 def _add_shared(cfg: CN) -> None:
-    if "WEIGHTS_MIN_MATCHED" in cfg.MODEL:  # by the other of the two functions
+    if "WEIGHTS_MIN_MATCHED" in cfg.MODEL:  # by another of these functions
         return
     # Loading weights stops when a smaller share of the model's tensors is matched; 0 never stops.
     cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.5

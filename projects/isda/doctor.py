@@ -449,20 +449,20 @@ def probe_detectron2() -> None:
 
 
 def probe_models() -> None:
-    from isda import add_isda_config, add_istr_config
+    from isda import add_config
 
     # isort: split
     import detectron2
     from detectron2.config import get_cfg
     from detectron2.modeling import META_ARCH_REGISTRY
 
-    cfg = get_cfg()
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    from isda.meta_arch import METHODS
+
+    add_config(get_cfg())
     answer(
         version=detectron2.__version__,
         compiled=importlib.util.find_spec("detectron2._C") is not None,
-        architectures=[name for name in ("ISDA", "ISTR") if name in META_ARCH_REGISTRY],
+        architectures=[m.__name__ for m in METHODS if m.__name__ in META_ARCH_REGISTRY],
     )
 
 

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from isda import strict_json
 from isda.engine.predictor import Predictor
 from isda.files import replacing, write_bytes
-from isda.meta_arch import ISDA, ISTR
+from isda.meta_arch import ISTR, methods_with
+from isda.meta_arch.base import InstanceSegmentor
+from isda.meta_arch.declarations import DeclarationError, declared
 from isda.modeling.parts import largest_parts_in_graph
 from isda.modeling.postprocessing import best_pairs, maskness
 from isda.modeling.refinement import LearnedQueries
@@ -193,25 +195,26 @@ class _DensePooler(nn.Module):
         return regions
 
 
-_EXPORTABLE = {ISDA: ExportableISDA, ISTR: ExportableISTR}
-
-
 def exportable(model: nn.Module, image_format: str) -> nn.Module:
     """A copy of ``model`` on the CPU, from an image of any size to n instances.
 
     Args:
-        model: an ISDA or ISTR in evaluation mode.
+        model: of a method that can be exported, in evaluation mode.
         image_format: its channel order, "RGB" or "BGR".
 
     Raises:
         ExportError: it is of another kind, or needs images of one size.
     """
-    wrapper = _EXPORTABLE.get(type(model))
-    if wrapper is None:
+    if not isinstance(model, InstanceSegmentor):
         raise ExportError(
-            f"{type(model).__name__} cannot be exported by this tool, only ISDA and ISTR can; for "
-            "R-CNNs take Detectron2's own tools/deploy/export_model.py"
+            f"{type(model).__name__} cannot be exported by this tool, only "
+            f"{methods_with('exporter')} can; for R-CNNs take "
+            "Detectron2's own tools/deploy/export_model.py"
         )
+    try:
+        wrapper = declared(type(model), "exporter")
+    except DeclarationError as error:
+        raise ExportError(str(error)) from error
     if model.backbone.padding_constraints.get("square_size", 0):
         raise ExportError(
             f"the backbone {type(model.backbone).__name__} needs square images of one size, which "

@@ -14,7 +14,7 @@ from PIL import Image
 from small_models import small_config, small_model
 from torch import nn
 
-from isda import Predictor, add_isda_config, add_istr_config, model_zoo
+from isda import Predictor, add_config, model_zoo
 from isda.checkpoint import WeightsError
 from isda.data.errors import ImageError
 from isda.engine.inference import saved_classes
@@ -407,8 +407,7 @@ def test_encoded_and_dense_masks_are_the_same(tmp_path, monkeypatch, architectur
 
 def mask_rcnn_predictor(folder):
     cfg = get_cfg()
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    add_config(cfg)
     cfg.merge_from_file(Path(__file__).parents[2] / "configs" / "nuclei" / "mask_rcnn_tiny.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", str(folder / "model.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0

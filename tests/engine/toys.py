@@ -16,7 +16,7 @@ from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import nn
 
-from isda import add_isda_config, add_istr_config
+from isda import add_config
 from isda.engine.launch import argument_parser, run
 from isda.meta_arch.isda import ISDA
 from isda.modeling.backbone.fpn import with_fpn
@@ -87,8 +87,7 @@ class PoisonedISDA(ISDA):
 
 def toy_config(output_dir, *overrides) -> CfgNode:
     cfg = get_cfg()
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    add_config(cfg)
     cfg.OUTPUT_DIR = str(output_dir)
     cfg.SEED = 7
     cfg.MODEL.DEVICE = "cpu"

@@ -6,10 +6,18 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from isda.engine.errors import ConfigError
+from isda.meta_arch import METHODS
+from isda.requirements import Requirement
 
-__all__ = ["architecture", "check_trainable", "has_masks", "node_with_classes"]
+__all__ = [
+    "architecture",
+    "check_node",
+    "check_trainable",
+    "has_masks",
+    "node_requirements",
+    "node_with_classes",
+]
 
-_OURS = ("ISDA", "ISTR")
 # Ours, and whoever's, declare the node of their classes by the attribute config_node. These are
 # Detectron2's, which cannot; None for those without a number of instance classes.
 _NODES = {
@@ -37,8 +45,8 @@ def architecture(cfg: CfgNode) -> str:
         ConfigError: no meta-architecture has this name.
     """
     bases = _registered(cfg.MODEL.META_ARCHITECTURE).__mro__
-    names = [base.__name__ for base in bases]
-    return next((name for name in names if name in _OURS or name in _NODES), names[0])
+    known = (base for base in bases if base in METHODS or base.__name__ in _NODES)
+    return next(known, bases[0]).__name__
 
 
 def _registered(name: str) -> type:
@@ -73,6 +81,27 @@ def node_with_classes(cfg: CfgNode) -> str | None:
     return node
 
 
+def node_requirements(cfg: CfgNode) -> dict[str, Requirement]:
+    """What the meta-architecture declares that its keys must fulfil, by their full names."""
+    model_class = _registered(cfg.MODEL.META_ARCHITECTURE)
+    node, requirements = (
+        getattr(model_class, name, {}) for name in ("config_node", "requirements")
+    )
+    return {f"MODEL.{node}.{key}": requirement for key, requirement in requirements.items()}
+
+
+def check_node(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ConfigError: keys of the meta-architecture contradict each other.
+    """
+    model_class = _registered(cfg.MODEL.META_ARCHITECTURE)
+    if hasattr(model_class, "conflict"):
+        conflict = model_class.conflict(cfg.MODEL[model_class.config_node])
+        if conflict:
+            raise ConfigError(conflict)
+
+
 def has_masks(cfg: CfgNode) -> bool:
     """Whether the model predicts masks, and not boxes only."""
     known = architecture(cfg)
@@ -93,5 +122,5 @@ def _refuse(name: str, known: str) -> None:
     if known in _REFUSED:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {name} {_REFUSED[known]}: take GeneralizedRCNN, RetinaNet, "
-            "ISDA, or ISTR"
+            f"or {', '.join(method.__name__ for method in METHODS)}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from isda.engine.architectures import architecture
+from isda.meta_arch import METHODS
 
 __all__ = ["OnResume", "flattened", "idle_reason", "on_resume", "without_effect"]
 
@@ -117,7 +118,7 @@ def _architecture_is(*names: str) -> Condition:
     return reason
 
 
-_MODELS = ("ISDA", "ISTR", "GeneralizedRCNN", "RetinaNet")
+_MODELS = (*(method.__name__ for method in METHODS), "GeneralizedRCNN", "RetinaNet")
 
 
 def _read_by(*readers: str) -> Condition:
@@ -164,8 +165,7 @@ _IDLE = (
         "MODEL.ISDA.BOX_* MODEL.ISDA.GIOU_*",
         _any(_read_by("ISDA"), _is("MODEL.ISDA.BOXES", False)),
     ),
-    ("MODEL.ISDA.*", _read_by("ISDA")),
-    ("MODEL.ISTR.*", _read_by("ISTR")),
+    *((f"MODEL.{method.config_node}.*", _read_by(method.__name__)) for method in METHODS),
     (
         "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
         _any(_RCNN, _is("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", False)),

@@ -5,7 +5,7 @@ import difflib
 import logging
 import os
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,17 +17,23 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from isda import add_isda_config, add_istr_config
+from isda import add_config
 from isda.console import unguarded
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
-from isda.engine.architectures import architecture, check_trainable, node_with_classes
+from isda.engine.architectures import (
+    check_node,
+    check_trainable,
+    node_requirements,
+    node_with_classes,
+)
 from isda.engine.config_keys import flattened, without_effect
 from isda.engine.devices import DeviceError, check_device
 from isda.engine.errors import ConfigError
 from isda.engine.own_data import use_own_data
 from isda.engine.resuming import Resumption, find_resumption
 from isda.files import write_text
+from isda.requirements import POSITIVE, SHARE, at_least, one_of
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
@@ -108,8 +114,7 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
         ConfigError: no such file or key, or a value of the wrong type.
     """
     cfg = get_cfg()
-    add_isda_config(cfg)
-    add_istr_config(cfg)
+    add_config(cfg)
     if config_file:
         _merge(cfg, flattened(_read_yaml(config_file)).items(), config_file)
     _merge(cfg, _pairs(opts or []), "the command line")
@@ -320,106 +325,36 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
     )
 
 
-def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value >= low, f"at least {low}"
-
-
-def _one_of(*values: Any) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in values, f"one of {', '.join(map(str, values))}"
-
-
-_POSITIVE = (lambda value: value > 0, "above 0")
-_SHARE = (lambda value: 0 <= value <= 1, "between 0 and 1")
-
 _REQUIREMENTS = {
-    "SOLVER.IMS_PER_BATCH": _at_least(1),
-    "SOLVER.ACCUMULATION": _at_least(1),
-    "SOLVER.MAX_ITER": _at_least(1),
-    "SOLVER.BASE_LR": _POSITIVE,
-    "SOLVER.OPTIMIZER": _one_of("ADAMW", "SGD"),
-    "SOLVER.BACKBONE_MULTIPLIER": _at_least(0),
-    "SOLVER.SAMPLING_MULTIPLIER": _at_least(0),
-    "SOLVER.REFERENCE_BATCH": _at_least(0),
-    "SOLVER.EPOCHS": _at_least(0),
-    "SOLVER.CHECKPOINT_EPOCHS": _at_least(0),
-    "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
-    "SOLVER.WARMUP_ITERS": _at_least(0),
-    "SOLVER.EARLY_STOP.PATIENCE": _at_least(0),
-    "SOLVER.MAX_NONFINITE_STEPS": _at_least(1),
-    "SOLVER.AMP.DTYPE": _one_of("bfloat16", "float16"),
-    "SOLVER.AMP.IF_SLOWER": _one_of("float32", "keep"),
+    "SOLVER.IMS_PER_BATCH": at_least(1),
+    "SOLVER.ACCUMULATION": at_least(1),
+    "SOLVER.MAX_ITER": at_least(1),
+    "SOLVER.BASE_LR": POSITIVE,
+    "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
+    "SOLVER.BACKBONE_MULTIPLIER": at_least(0),
+    "SOLVER.SAMPLING_MULTIPLIER": at_least(0),
+    "SOLVER.REFERENCE_BATCH": at_least(0),
+    "SOLVER.EPOCHS": at_least(0),
+    "SOLVER.CHECKPOINT_EPOCHS": at_least(0),
+    "SOLVER.CHECKPOINT_PERIOD": at_least(1),
+    "SOLVER.WARMUP_ITERS": at_least(0),
+    "SOLVER.EARLY_STOP.PATIENCE": at_least(0),
+    "SOLVER.MAX_NONFINITE_STEPS": at_least(1),
+    "SOLVER.AMP.DTYPE": one_of("bfloat16", "float16"),
+    "SOLVER.AMP.IF_SLOWER": one_of("float32", "keep"),
     "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": _one_of(*CLIP_TYPES),
-    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
-    "TEST.AMP.DTYPE": _one_of("bfloat16", "float16"),
-    "TEST.AMP.IF_SLOWER": _one_of("float32", "keep"),
-    "TEST.EVAL_EPOCHS": _at_least(0),
-    "TEST.EVAL_PERIOD": _at_least(0),
-    "TEST.DETECTIONS_PER_IMAGE": _at_least(1),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of(*CLIP_TYPES),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "TEST.AMP.DTYPE": one_of("bfloat16", "float16"),
+    "TEST.AMP.IF_SLOWER": one_of("float32", "keep"),
+    "TEST.EVAL_EPOCHS": at_least(0),
+    "TEST.EVAL_PERIOD": at_least(0),
+    "TEST.DETECTIONS_PER_IMAGE": at_least(1),
     "TEST.PRECISE_BN.ENABLED": (lambda value: not value, "False: this trainer has no precise BN"),
-    "DATALOADER.NUM_WORKERS": _at_least(0),
-    "MODEL.WEIGHTS_MIN_MATCHED": _SHARE,
+    "DATALOADER.NUM_WORKERS": at_least(0),
+    "MODEL.WEIGHTS_MIN_MATCHED": SHARE,
     "MODEL.LOAD_PROPOSALS": (lambda value: not value, "False: proposals in files are not read"),
 }
-_ISDA_REQUIREMENTS = {
-    "NUM_CLASSES": _at_least(0),
-    "NUM_QUERIES": _at_least(1),
-    "NUM_HEADS": _at_least(1),
-    "NUM_POINTS": _at_least(1),
-    "ENCODER_LAYERS": _at_least(1),
-    "DECODER_LAYERS": _at_least(1),
-    "FEEDFORWARD_DIM": _at_least(1),
-    "DROPOUT": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "HIDDEN_DIM": (
-        lambda value: value > 0 and value % 32 == 0,
-        "a positive multiple of 32, for group normalisation with 32 groups",
-    ),
-    "MASK_HEAD_DIM": (
-        lambda value: value > 0 and value % 32 == 0,
-        "a positive multiple of 32, for group normalisation with 32 groups",
-    ),
-    "MASK_DIM": (
-        lambda value: value > 0 and value % 32 == 0,
-        "a positive multiple of 32, for group normalisation with 32 groups",
-    ),
-    "MASK_STRIDE": _one_of(1, 2, 4, 8),
-    "MASK_FEATURE_STRIDE": _one_of(0, 2, 4, 8),
-    "ENCODER_FINEST_EVERY": _at_least(1),
-    "MASK_POINTS": _at_least(0),
-    "DENOISING_QUERIES": _at_least(0),
-    "BOX_WEIGHT": _at_least(0),
-    "GIOU_WEIGHT": _at_least(0),
-    "BOX_COST": _at_least(0),
-    "GIOU_COST": _at_least(0),
-    "MASK_THRESHOLD": _SHARE,
-    "CLASS_WEIGHT": _at_least(0),
-    "MASK_WEIGHT": _at_least(0),
-    "CLASS_COST": _at_least(0),
-    "MASK_COST": _at_least(0),
-}
-_ISTR_REQUIREMENTS = {
-    "NUM_CLASSES": _at_least(0),
-    "HIDDEN_DIM": _at_least(1),
-    "NUM_QUERIES": _at_least(1),
-    "NUM_STEPS": _at_least(1),
-    "NUM_HEADS": _at_least(1),
-    "FEEDFORWARD_DIM": _at_least(1),
-    "DYNAMIC_DIM": _at_least(1),
-    "POOLER_RESOLUTION": _at_least(1),
-    "MASK_SIZE": _at_least(1),
-    "EMBEDDING_DIM": _at_least(1),
-    "MASK_THRESHOLD": _SHARE,
-    "CLASS_WEIGHT": _at_least(0),
-    "BOX_WEIGHT": _at_least(0),
-    "GIOU_WEIGHT": _at_least(0),
-    "EMBEDDING_WEIGHT": _at_least(0),
-    "MASK_WEIGHT": _at_least(0),
-    "CLASS_COST": _at_least(0),
-    "BOX_COST": _at_least(0),
-    "GIOU_COST": _at_least(0),
-    "EMBEDDING_COST": _at_least(0),
-}
-_REQUIREMENTS_PER_NODE = {"ISDA": _ISDA_REQUIREMENTS, "ISTR": _ISTR_REQUIREMENTS}
 
 
 def check_config(cfg: CfgNode, world_size: int = 1) -> None:
@@ -428,12 +363,8 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
     Raises:
         ConfigError: with the first key that is wrong.
     """
-    requirements = dict(_REQUIREMENTS)
-    node = architecture(cfg)
-    of_node = _REQUIREMENTS_PER_NODE.get(node, {})
-    requirements |= {f"MODEL.{node}.{key}": value for key, value in of_node.items()}
     values = flattened(cfg)
-    for key, (holds, requirement) in requirements.items():
+    for key, (holds, requirement) in (_REQUIREMENTS | node_requirements(cfg)).items():
         if not holds(values[key]):
             raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
     check_trainable(cfg)
@@ -444,48 +375,15 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
     _check_combinations(cfg, world_size)
 
 
-_NEED_BOXES = ("BOX_REFINEMENT", "QUERY_SELECTION", "ELLIPSE", "DENOISING_QUERIES")
-
-
-def _check_isda(node: CfgNode) -> None:
-    for key in _NEED_BOXES:
-        if node[key] and not node.BOXES:
-            raise ConfigError(
-                f"MODEL.ISDA.{key} is {node[key]}, which needs boxes: set MODEL.ISDA.BOXES True"
-            )
-    if node.MASK_STRIDE > node.MASK_FEATURE_STRIDE > 0:
-        raise ConfigError(
-            f"MODEL.ISDA.MASK_STRIDE ({node.MASK_STRIDE}) must not be above "
-            f"MODEL.ISDA.MASK_FEATURE_STRIDE ({node.MASK_FEATURE_STRIDE})"
-        )
-    if node.MASK_STRIDE == 1 and not node.MASK_FEATURE_STRIDE:
-        raise ConfigError(
-            "MODEL.ISDA.MASK_STRIDE 1 needs mask features that are enlarged: set "
-            "MODEL.ISDA.MASK_FEATURE_STRIDE to 2 or 4"
-        )
-
-
 def _check_combinations(cfg: CfgNode, world_size: int) -> None:
-    solver, name = cfg.SOLVER, architecture(cfg)
+    solver = cfg.SOLVER
     share = world_size * solver.ACCUMULATION
     if solver.IMS_PER_BATCH % share:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH must be a multiple of {share} ({world_size} processes × "
             f"SOLVER.ACCUMULATION {solver.ACCUMULATION}), got {solver.IMS_PER_BATCH}"
         )
-    node = cfg.MODEL[name] if name in _REQUIREMENTS_PER_NODE else None
-    if node and node.HIDDEN_DIM % node.NUM_HEADS:
-        raise ConfigError(
-            f"MODEL.{name}.HIDDEN_DIM ({node.HIDDEN_DIM}) must be a multiple of "
-            f"MODEL.{name}.NUM_HEADS ({node.NUM_HEADS})"
-        )
-    if name == "ISDA":
-        _check_isda(node)
-    if name == "ISTR" and node.EMBEDDING_DIM > node.MASK_SIZE**2:
-        raise ConfigError(
-            f"MODEL.ISTR.EMBEDDING_DIM ({node.EMBEDDING_DIM}) must not exceed the pixels of a mask "
-            f"of MODEL.ISTR.MASK_SIZE ({node.MASK_SIZE})"
-        )
+    check_node(cfg)
     if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
         raise ConfigError(
             "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the learning rate: "

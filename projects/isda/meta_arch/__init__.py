@@ -1,6 +1,15 @@
 """Meta-architectures: each wires its parts and registers itself with Detectron2."""
 
+from isda.meta_arch.declarations import Unavailable
 from isda.meta_arch.isda import ISDA
 from isda.meta_arch.istr import ISTR
 
-__all__ = ["ISDA", "ISTR"]
+__all__ = ["ISDA", "ISTR", "METHODS", "methods_with"]
+
+METHODS = (ISDA, ISTR)  # what the tools go through, each with its declarations
+
+
+def methods_with(what: str) -> str:
+    """Names of the methods that have what they declare by this name, as in "A, B and C"."""
+    names = [m.__name__ for m in METHODS if not isinstance(getattr(m, what), Unavailable)]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,6 +13,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from isda.meta_arch.base import SetPredictor
+from isda.meta_arch.declarations import undivided_heads
 from isda.meta_arch.inputs import check_classes, ground_truth_masks
 from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
 from isda.modeling.denoising import DenoisingQueries
@@ -20,12 +22,16 @@ from isda.modeling.neck import Neck
 from isda.modeling.postprocessing import select_instances
 from isda.modeling.query_selection import QuerySelection
 from isda.modeling.reference_boxes import ReferenceBoxes
+from isda.requirements import SHARE, at_least, multiple_of, one_of
 from isda.structures import NoisedQueries, SetPrediction, SetTarget
 from isda.training.criterion import MaskCriterion
 from isda.training.matching import MaskMatcher
 from isda.training.points import sample_cells
 
 __all__ = ["ISDA"]
+
+_GROUPS = multiple_of(32, "for group normalisation with 32 groups")
+_NEED_BOXES = ("BOX_REFINEMENT", "QUERY_SELECTION", "ELLIPSE", "DENOISING_QUERIES")
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,6 +43,36 @@ class ISDA(SetPredictor):
     """
 
     config_node = "ISDA"
+    exporter = "isda.export:ExportableISDA"
+    compilation = "isda.compilation:as_it_is"
+    tracer = "isda.inspection.traces:trace_isda"
+    requirements: ClassVar = {
+        "NUM_CLASSES": at_least(0),
+        "NUM_QUERIES": at_least(1),
+        "NUM_HEADS": at_least(1),
+        "NUM_POINTS": at_least(1),
+        "ENCODER_LAYERS": at_least(1),
+        "DECODER_LAYERS": at_least(1),
+        "FEEDFORWARD_DIM": at_least(1),
+        "DROPOUT": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        "HIDDEN_DIM": _GROUPS,
+        "MASK_HEAD_DIM": _GROUPS,
+        "MASK_DIM": _GROUPS,
+        "MASK_STRIDE": one_of(1, 2, 4, 8),
+        "MASK_FEATURE_STRIDE": one_of(0, 2, 4, 8),
+        "ENCODER_FINEST_EVERY": at_least(1),
+        "MASK_POINTS": at_least(0),
+        "DENOISING_QUERIES": at_least(0),
+        "BOX_WEIGHT": at_least(0),
+        "GIOU_WEIGHT": at_least(0),
+        "BOX_COST": at_least(0),
+        "GIOU_COST": at_least(0),
+        "MASK_THRESHOLD": SHARE,
+        "CLASS_WEIGHT": at_least(0),
+        "MASK_WEIGHT": at_least(0),
+        "CLASS_COST": at_least(0),
+        "MASK_COST": at_least(0),
+    }
 
     @configurable
     def __init__(
@@ -115,6 +151,25 @@ class ISDA(SetPredictor):
             else None,
             "num_mask_points": isda.MASK_POINTS,
         }
+
+    @staticmethod
+    def conflict(node: CfgNode) -> str:
+        for key in _NEED_BOXES:
+            if node[key] and not node.BOXES:
+                return (
+                    f"MODEL.ISDA.{key} is {node[key]}, which needs boxes: set MODEL.ISDA.BOXES True"
+                )
+        if node.MASK_STRIDE > node.MASK_FEATURE_STRIDE > 0:
+            return (
+                f"MODEL.ISDA.MASK_STRIDE ({node.MASK_STRIDE}) must not be above "
+                f"MODEL.ISDA.MASK_FEATURE_STRIDE ({node.MASK_FEATURE_STRIDE})"
+            )
+        if node.MASK_STRIDE == 1 and not node.MASK_FEATURE_STRIDE:
+            return (
+                "MODEL.ISDA.MASK_STRIDE 1 needs mask features that are enlarged: set "
+                "MODEL.ISDA.MASK_FEATURE_STRIDE to 2 or 4"
+            )
+        return undivided_heads("ISDA", node)
 
     def outputs(
         self, images: ImageList, targets: list[SetTarget]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,11 +11,13 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from isda.meta_arch.base import SetPredictor
+from isda.meta_arch.declarations import undivided_heads
 from isda.meta_arch.inputs import check_classes, ground_truth_masks
 from isda.modeling.mask_dictionary import SHIPPED, DictionaryError
 from isda.modeling.mask_embedding import MaskEmbedding, crop_masks
 from isda.modeling.postprocessing import select_embedded_instances
 from isda.modeling.refinement import LearnedQueries, RefinementHead, RefinementStep, build_pooler
+from isda.requirements import SHARE, at_least
 from isda.structures import EmbeddedPrediction, EmbeddedTarget
 from isda.training.criterion import EmbeddingCriterion
 from isda.training.matching import EmbeddingMatcher
@@ -33,6 +36,31 @@ class ISTR(SetPredictor):
     """
 
     config_node = "ISTR"
+    exporter = "isda.export:ExportableISTR"
+    compilation = "isda.compilation:pool_in_one_node"
+    tracer = "isda.inspection.traces:trace_istr"
+    requirements: ClassVar = {
+        "NUM_CLASSES": at_least(0),
+        "HIDDEN_DIM": at_least(1),
+        "NUM_QUERIES": at_least(1),
+        "NUM_STEPS": at_least(1),
+        "NUM_HEADS": at_least(1),
+        "FEEDFORWARD_DIM": at_least(1),
+        "DYNAMIC_DIM": at_least(1),
+        "POOLER_RESOLUTION": at_least(1),
+        "MASK_SIZE": at_least(1),
+        "EMBEDDING_DIM": at_least(1),
+        "MASK_THRESHOLD": SHARE,
+        "CLASS_WEIGHT": at_least(0),
+        "BOX_WEIGHT": at_least(0),
+        "GIOU_WEIGHT": at_least(0),
+        "EMBEDDING_WEIGHT": at_least(0),
+        "MASK_WEIGHT": at_least(0),
+        "CLASS_COST": at_least(0),
+        "BOX_COST": at_least(0),
+        "GIOU_COST": at_least(0),
+        "EMBEDDING_COST": at_least(0),
+    }
 
     @configurable
     def __init__(
@@ -85,6 +113,15 @@ class ISTR(SetPredictor):
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_threshold": istr.MASK_THRESHOLD,
         }
+
+    @staticmethod
+    def conflict(node: CfgNode) -> str:
+        if node.EMBEDDING_DIM > node.MASK_SIZE**2:
+            return (
+                f"MODEL.ISTR.EMBEDDING_DIM ({node.EMBEDDING_DIM}) must not exceed the pixels of a "
+                f"mask of MODEL.ISTR.MASK_SIZE ({node.MASK_SIZE})"
+            )
+        return undivided_heads("ISTR", node)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         self._check_dictionary()
