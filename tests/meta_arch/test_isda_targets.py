@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from isda.meta_arch.isda import shrink_masks
+from isda.training.masks import shrink_masks
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8])

@@ -7,7 +7,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from torch import Tensor
 
-__all__ = ["check_classes", "ground_truth_masks", "normalised_images"]
+__all__ = ["check_classes", "ground_truth_bitmasks", "ground_truth_masks", "normalised_images"]
 
 _SIZE_DIVISIBILITY = 32
 
@@ -60,3 +60,15 @@ def ground_truth_masks(instances: Instances) -> BitMasks | PolygonMasks:
             "MODEL.MASK_ON True and give every annotation a segmentation"
         )
     return BitMasks(torch.zeros(0, *instances.image_size, dtype=torch.bool))
+
+
+def ground_truth_bitmasks(instances: Instances) -> Tensor:
+    """``(G, H, W)`` bool from either of Detectron2's mask structures, or from none.
+
+    Raises:
+        ValueError: there are instances, but no masks.
+    """
+    masks = ground_truth_masks(instances)
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+    return masks.tensor

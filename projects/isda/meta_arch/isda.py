@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 
 from isda.meta_arch.base import SetPredictor
 from isda.meta_arch.declarations import undivided_heads
-from isda.meta_arch.inputs import check_classes, ground_truth_masks
+from isda.meta_arch.inputs import check_classes, ground_truth_bitmasks
 from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
 from isda.modeling.denoising import DenoisingQueries
 from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
@@ -25,6 +25,7 @@ from isda.modeling.reference_boxes import ReferenceBoxes
 from isda.requirements import SHARE, at_least, multiple_of, one_of
 from isda.structures import NoisedQueries, SetPrediction, SetTarget
 from isda.training.criterion import MaskCriterion
+from isda.training.masks import shrink_masks
 from isda.training.matching import MaskMatcher
 from isda.training.points import sample_cells
 
@@ -243,7 +244,7 @@ class ISDA(SetPredictor):
         num_classes = self.instance_head.classes.out_features
         check_classes(instances, num_classes, "MODEL.ISDA.NUM_CLASSES")
         classes = instances.gt_classes.to(self.device)
-        masks = _bit_masks(instances).to(self.device)
+        masks = ground_truth_bitmasks(instances).to(self.device)
         masks = shrink_masks(masks, self.mask_feature_head.mask_stride)
         visible = masks.flatten(1).amax(dim=1) > 0
         target = SetTarget(classes[visible], masks[visible])
@@ -265,27 +266,6 @@ class ISDA(SetPredictor):
         )
 
 
-def shrink_masks(masks: Tensor, stride: int) -> Tensor:
-    """Bilinear resize by 1 / stride without anti-aliasing, for an even stride or 1.
-
-    Half-pixel centres put every sample on a corner shared by four pixels, so the result is their
-    mean: soft at borders, and no full-size float tensor is needed.
-
-    Args:
-        masks: ``(G, H, W)`` bool.
-
-    Returns:
-        ``(G, ⌈H / stride⌉, ⌈W / stride⌉)`` float32; pixels beyond the image count as 0.
-    """
-    if stride == 1:
-        return masks.float()
-    height, width = masks.shape[-2:]
-    masks = nn.functional.pad(masks, (0, -width % stride, 0, -height % stride))
-    near, far = stride // 2 - 1, stride // 2
-    rows = masks[:, near::stride].to(torch.uint8) + masks[:, far::stride].to(torch.uint8)
-    return (rows[..., near::stride] + rows[..., far::stride]).float() / 4
-
-
 def relative_boxes(instances: Instances) -> Tensor:
     """``gt_boxes`` relative to the image: ``(G, 4)`` as (centre x, centre y, width, height)."""
     if not instances.has("gt_boxes"):  # Detectron2's mapper leaves it out of an empty image
@@ -294,14 +274,6 @@ def relative_boxes(instances: Instances) -> Tensor:
     corners = instances.gt_boxes.tensor.float()
     corners = corners / corners.new_tensor([width, height, width, height])
     return torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
-
-
-def _bit_masks(instances: Instances) -> Tensor:
-    """``(G, H, W)`` bool from either of Detectron2's mask structures."""
-    masks = ground_truth_masks(instances)
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    return masks.tensor
 
 
 def _padding_mask(images: ImageList) -> Tensor:

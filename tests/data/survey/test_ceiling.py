@@ -18,8 +18,8 @@ from isda import add_isda_config
 from isda.data.dataset_mapper import InstanceDatasetMapper
 from isda.data.survey.ceiling import AnnotatedImage, MaskForm, mask_ceilings
 from isda.data.survey.outlook import look_ahead
-from isda.meta_arch.isda import shrink_masks
 from isda.modeling.postprocessing import paste_masks
+from isda.training.masks import shrink_masks
 
 
 def form(stride=4, short=64, longest=128, queries=100, detections=100) -> MaskForm:

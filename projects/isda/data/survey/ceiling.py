@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from isda.data.masks import compressed_rle, draw_columns, parse_segmentation
-from isda.meta_arch.isda import shrink_masks
 from isda.modeling.parts import largest_parts
 from isda.modeling.postprocessing import MaskWindow, mask_windows
+from isda.training.masks import shrink_masks
 
 __all__ = ["AnnotatedImage", "Ceiling", "MaskForm", "mask_ceilings"]
 
