@@ -174,10 +174,11 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             RuntimeError: a process sees another checkpoint than the main one.
-            WeightsError: the last checkpoint is gone, damaged, or of another model; else as
-                :meth:`load`.
+            WeightsError: the last checkpoint is gone, damaged, of another model, or of no
+                training; else as :meth:`load`.
         """
-        found = open_last_checkpoint(self.save_dir) if resume else None
+        trains = bool(self.checkpointables)
+        found = open_last_checkpoint(self.save_dir, to_train=trains) if resume else None
         last = found[0] if found else ""
         if len(set(seen := comm.all_gather(last))) > 1:
             raise RuntimeError(
@@ -185,7 +186,7 @@ class Checkpointer(DetectionCheckpointer):
                 "OUTPUT_DIR must be a folder that all machines share"
             )
         # Evaluation resumes no training: there is nothing to continue but the model.
-        self._resuming = bool(last) and bool(self.checkpointables)
+        self._resuming = bool(last) and trains
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
@@ -363,32 +364,53 @@ def _is_floating_point(weight: torch.Tensor | np.ndarray) -> bool:
     return weight.is_floating_point()
 
 
-def open_last_checkpoint(folder: str) -> tuple[str, dict[str, Any]] | None:
+def open_last_checkpoint(
+    folder: str, *, to_train: bool = True
+) -> tuple[str, dict[str, Any]] | None:
     """What ``--resume`` continues: the path, and the content, whose tensors stay on the disk.
+
+    Args:
+        to_train: else its model is enough, for an evaluation.
 
     Returns:
         None if there is no training in the folder.
 
     Raises:
-        WeightsError: the checkpoint is gone or damaged; the message names the newest whole one.
+        WeightsError: the checkpoint is gone or damaged, or no training can go on from it; the
+            message names the newest from which one can.
     """
     tag = os.path.join(folder, LAST)
     name = ""
     if os.path.isfile(tag):
-        with open(tag, encoding="utf-8") as file:
+        with open(tag, encoding="utf-8", errors="replace") as file:
             name = file.read().strip()
     elif not any(_checkpoints(folder)):
         return None
-    path = os.path.join(folder, name)
+    path, weights = os.path.join(folder, name), ""
     if not name:
         problem = f"{tag}, which names the checkpoint to continue from, is missing or empty"
     elif not os.path.isfile(path):
         problem = f"{path}, the last checkpoint, is gone"
     elif (contents := _whole(path)) is None:
         problem = f"{path}, the last checkpoint, {_fault(path)}"
+    elif to_train and not _can_go_on(contents):
+        problem, weights = f"{path}, the last checkpoint, holds no training that could go on", path
     else:
         return path, contents
-    raise WeightsError(f"--resume: {problem}: {_way_on(folder)}")
+    raise WeightsError(f"--resume: {problem}: {_way_on(folder, weights)}")
+
+
+def _can_go_on(contents: dict[str, Any]) -> bool:
+    """Whether there is all that a training needs, as this project's trainer writes it."""
+    trainer = contents.get("trainer")
+    steps = trainer.get("_trainer") if isinstance(trainer, dict) else None
+    optimizer = steps.get("optimizer") if isinstance(steps, dict) else None
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
+        return False
+    counts = [trainer.get("iteration"), trainer.get("images"), steps.get("iteration")]
+    counts += [contents.get("averaged_steps")] * ("training_model" in contents)
+    lists = isinstance(trainer.get("random_states"), list)
+    return lists and all(isinstance(count, int) for count in counts)
 
 
 def _checkpoints(folder: str) -> Iterator[str]:
@@ -400,9 +422,10 @@ def _checkpoints(folder: str) -> Iterator[str]:
 def _whole(path: str) -> dict[str, Any] | None:
     """The content of a checkpoint, whose tensors stay on the disk; None if it is damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # PyTorch does not look at the checksums
-                return None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:  # PyTorch does not look at the checksums
+                    return None
         return read_checkpoint(path, mmap=True)
     except (OSError, EOFError, WeightsError, zipfile.BadZipFile, zlib.error):
         return None
@@ -418,18 +441,23 @@ def _fault(path: str) -> str:
     return "is damaged, perhaps truncated"
 
 
-def _way_on(folder: str) -> str:
-    """How to go on where the last checkpoint cannot be used."""
+def _way_on(folder: str, weights: str = "") -> str:
+    """How to go on where the last checkpoint cannot be used, except perhaps its weights."""
     for path in _checkpoints(folder):
         contents = _whole(path)
-        if contents and "trainer" in contents:
+        if contents and _can_go_on(contents):
             name, tag = os.path.basename(path), os.path.join(folder, LAST)
-            done = contents.get("iteration", contents["trainer"].get("iteration", -1)) + 1
+            done = contents["trainer"]["iteration"] + 1
             return (
                 f"the newest whole one is {path}, after {done} iterations; to go on from it, "
                 f"make it the last one by `echo {name} > {tag}`, and start again"
             )
     best = os.path.join(folder, BEST)
+    if weights:
+        return (
+            "start a new training from its weights: without --resume, with MODEL.WEIGHTS "
+            f"{weights} and another OUTPUT_DIR"
+        )
     if os.path.isfile(best) and _whole(best):
         return (
             f"no other checkpoint is whole, but {best} has the best weights: start a new training "

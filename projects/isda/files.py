@@ -27,6 +27,7 @@ PARTIAL = ".partial"  # ends the names of what is not complete yet
 _FULL = tuple(
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)
 )
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class WriteError(OSError):
@@ -79,6 +80,8 @@ def write_error(path: str | os.PathLike, cause: OSError) -> WriteError:
         remedy = ": allow larger files (`ulimit -f`), or write to another disk"
     elif is_full(cause):
         remedy = ": free some space, and start again"
+    elif cause.errno in _FORBIDDEN:
+        remedy = ": check its permissions, or write to another folder"
     return WriteError(f"{os.fspath(path)} cannot be written ({cause.strerror or cause}){remedy}")
 
 
@@ -135,7 +138,7 @@ def replaced_files(folder: str | os.PathLike) -> Iterator[str]:
         if partial.exists():
             shutil.rmtree(partial)  # of a process that was killed
         partial.mkdir(parents=True)
-        folder.mkdir(exist_ok=True)
+        _make(folder)
         yield str(partial)
         _move_files(partial, folder)
     except Exception as error:
@@ -145,6 +148,13 @@ def replaced_files(folder: str | os.PathLike) -> Iterator[str]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
 
 
 def _move_files(source: Path, target: Path) -> None:

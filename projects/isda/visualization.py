@@ -356,7 +356,7 @@ def _parse_record(line: str) -> dict | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    if not isinstance(record, dict) or "iteration" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
         return None
     # JSON has no NaN: it is written as null.
     return {key: math.nan if value is None else value for key, value in record.items()}

@@ -15,7 +15,7 @@ from isda.engine.config_keys import OnResume, flattened, idle_reason, on_resume
 from isda.engine.errors import ConfigError
 from isda.engine.hooks import tidy_metrics
 from isda.engine.resuming import Resumption, find_resumption
-from isda.engine.setup import load_config
+from isda.engine.setup import _resolve_seed, load_config
 from isda.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -342,6 +342,113 @@ def test_a_lost_checkpoint_names_the_newest_whole_one(half, train_net, how, tmp_
     assert "MODEL.WEIGHTS (empty" not in message
     os.system(message.split("`")[1])  # what it says helps
     assert resumed(half).start_iter == 5
+
+
+def rewritten(path, **changes):
+    """Other contents of a checkpoint; None takes one away, a name with __ is one of the trainer."""
+    contents = torch.load(path)
+    for name, value in changes.items():
+        node = contents
+        *outer, last = name.split("__")
+        for key in outer:
+            node = node[key]
+        node.pop(last, None)
+        if value is not None:
+            node[last] = value
+    torch.save(contents, path)
+
+
+NO_TRAINING = [
+    {"trainer": None},
+    {"trainer": 3},
+    {"trainer__images": None},
+    {"trainer__iteration": "x"},
+    {"trainer__random_states": None},
+    {"trainer___trainer": None},
+    {"trainer___trainer__optimizer": None},
+    {"trainer___trainer__iteration": None},
+    {"training_model": {"weight": torch.zeros(2)}},  # but no averaged_steps
+    # As Detectron2's own trainer leaves it.
+    {"classes": None, "trainer__images": None, "trainer__random_states": None},
+]
+
+
+@pytest.mark.parametrize("changes", NO_TRAINING, ids=lambda changes: "-".join(changes))
+def test_what_is_no_training_is_not_continued(half, changes):
+    """It would go on in silence, with weights alone, or end in a traceback."""
+    path, older = half / "model_final.pth", half / "model_0000004.pth"
+    rewritten(path, **changes)
+    message = f"{path}, the last checkpoint, holds no training that could go on: "
+    with pytest.raises(WeightsError) as error:
+        find_resumption(str(half))
+    assert f"{message}the newest whole one is {older}, after 5 iterations" in str(error.value)
+    for other in half.glob("model_0*.pth"):
+        other.unlink()
+    with pytest.raises(WeightsError) as error:
+        open_last_checkpoint(str(half))
+    remedy = f"start a new training from its weights: without --resume, with MODEL.WEIGHTS {path} "
+    assert f"{message}{remedy}and another OUTPUT_DIR" in str(error.value)
+    assert find_resumption(str(half), to_train=False).path == str(path)  # which needs no training
+
+
+def test_the_best_weights_are_no_training(half):
+    shutil.copyfile(half / "model_final.pth", half / "model_best.pth")
+    rewritten(half / "model_best.pth", trainer=None)
+    (half / "last_checkpoint").write_text("model_best.pth")
+    with pytest.raises(WeightsError, match="the newest whole one is .*model_final.pth"):
+        resumed(half)
+
+
+def test_a_last_checkpoint_of_another_kind(half):
+    """Its weights are whole, so it is not called damaged."""
+    path = half / "model_final.pth"
+    torch.save({"model": {"w": torch.zeros(2)}}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match="model_final.pth, .* holds no training that could go"):
+        find_resumption(str(half))
+
+
+@pytest.mark.parametrize("config", ["[1, 2", "[1, 2]", "SEED: !!python/name:os.getcwd", 3, None])
+def test_a_configuration_that_is_none_is_as_none_at_all(half, config):
+    rewritten(half / "model_final.pth", trainer__config=config)
+    assert find_resumption(str(half)).config == {}
+
+
+def test_what_others_wrote_beside_the_checkpoint(half, tmp_path, train_net):
+    (half / "metrics.json").write_bytes(
+        b'[1]\nnull\n3\n{"iteration": "x"}\n\xff\n{"iteration": 2}\n'
+    )
+    tidy_metrics(str(half), 5)
+    assert (half / "metrics.json").read_text() == '{"iteration": 2}\n'
+    (half / "last_checkpoint").write_bytes(b"\xff\xfe")
+    with pytest.raises(WeightsError, match="the last checkpoint, is gone: the newest whole one is"):
+        find_resumption(str(half))
+    torch.save({"model": {"w": torch.zeros(2)}, "value": "x"}, half / "model_best.pth")
+    (half / "last_checkpoint").write_text("model_final.pth")
+    trainer = resumed(half, "DATASETS.TEST", ("toy",))
+    best = next(hook for hook in trainer._hooks if type(hook).__name__ == "BestCheckpointer")
+    with pytest.raises(WeightsError, match="model_best.pth does not say in numbers which"):
+        best.before_train()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", ": : :\n - [", "SEED: x"])
+def test_a_config_that_is_none_has_no_seed(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert _resolve_seed(toy_config(tmp_path, "SEED", -1), True, None) >= 0
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.json", "inference"])
+def test_what_cannot_be_written_is_a_sentence(tmp_path, train_net, name):
+    toy_data(tmp_path)
+    out, file = tmp_path / "out", tmp_path / "toy.yaml"
+    if name == "inference":  # a folder, where a file is
+        out.mkdir()
+        (out / name).write_text("")
+    else:
+        (out / name).mkdir(parents=True)
+    tests = ("toy",) if name == "inference" else ()
+    file.write_text(toy_config(out, "DATASETS.TEST", tests, "SOLVER.MAX_ITER", 1).dump())
+    with pytest.raises(SystemExit, match="^error: .*out.* cannot be written [(]"):
+        call(train_net, "--config-file", file, "--num-gpus", 0)
 
 
 @pytest.mark.parametrize("content", [None, "", "\n"])

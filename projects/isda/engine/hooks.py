@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 
 from isda import strict_json
-from isda.checkpoint import BEST, Checkpointer
+from isda.checkpoint import BEST, Checkpointer, WeightsError
 from isda.files import copy_file, write_error, write_text
 from isda.weights_files import read_checkpoint
 
@@ -27,7 +27,10 @@ class MetricsWriter(JSONWriter):
     """Detectron2's, in strict JSON, which says what is wrong where it cannot be written."""
 
     def __init__(self, json_file: str):
-        super().__init__(json_file)
+        try:
+            super().__init__(json_file)
+        except OSError as error:
+            raise write_error(json_file, error) from error
         self._file_handle = strict_json.StrictLines(self._file_handle)
         self.json_file = json_file
 
@@ -70,8 +73,13 @@ class BestCheckpointer(HookBase):
         path = os.path.join(self.checkpointer.save_dir, BEST)
         if self.trainer.start_iter > 0 and os.path.isfile(path):
             contents = read_checkpoint(path, mmap=True)
-            self.best = contents.get("value", -math.inf)
             iteration, batch = contents.get("iteration", -1), contents.get("images_per_step")
+            self.best = contents.get("value", -math.inf)
+            if not all(isinstance(n, int | float) for n in (self.best, iteration, batch or 0)):
+                raise WeightsError(
+                    f"{path} does not say in numbers which evaluation it is of, as this trainer "
+                    "does: move it to another folder"
+                )
             solver = self.trainer.cfg.SOLVER
             if batch and solver.EPOCHS > 0:
                 iteration = rescaled(iteration, batch / solver.IMS_PER_BATCH)
@@ -199,7 +207,7 @@ def tidy_metrics(output_dir: str, start_iter: int, before: int = 0) -> None:
         path.rename(path.with_name(f"metrics_{number}.json"))
         return
     before = before or start_iter
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [strict_json.dumps(json.loads(x)) for x in lines if _iteration(x) < before]
     if before != start_iter:
         kept = [_renumbered(line, start_iter / before) for line in kept]
@@ -218,8 +226,10 @@ def rescaled(iteration: int, scale: float) -> int:
 
 
 def _iteration(line: str) -> float:
-    """The iteration of a line; infinity for a last line that a kill left incomplete."""
+    """The iteration of a line; infinity for one that a kill left incomplete, or that has none."""
     try:
-        return json.loads(line).get("iteration", math.inf)
+        content = json.loads(line)
     except json.JSONDecodeError:
         return math.inf
+    iteration = content.get("iteration") if isinstance(content, dict) else None
+    return iteration if isinstance(iteration, int) else math.inf

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import yaml
 from detectron2.config import CfgNode
 
-from isda.checkpoint import compare_classes, open_last_checkpoint
+from isda.checkpoint import classes_in, compare_classes, open_last_checkpoint
 from isda.data.classes import classes_of
 from isda.engine.config_keys import OnResume, flattened, idle_reason, on_resume
 from isda.engine.errors import ConfigError
@@ -64,23 +64,36 @@ class Resumption(NamedTuple):
             )
 
 
-def find_resumption(output_dir: str) -> Resumption | None:
+def find_resumption(output_dir: str, *, to_train: bool = True) -> Resumption | None:
     """What ``--resume`` would continue in a folder; None: there is no training.
 
+    Args:
+        to_train: else for an evaluation, for which the model is enough.
+
     Raises:
-        WeightsError: there is one, but its last checkpoint is gone or damaged.
+        WeightsError: there is one, but its last checkpoint is gone, damaged, or of no training.
     """
-    found = open_last_checkpoint(output_dir)
+    found = open_last_checkpoint(output_dir, to_train=to_train)
     if found is None:
         return None
     path, contents = found
-    return Resumption(path, contents.get("classes"), saved_config(contents.get("trainer", {})))
+    config = saved_config(contents["trainer"]) if to_train else {}
+    return Resumption(path, classes_in(contents), config)
 
 
 def saved_config(state: dict) -> dict[str, Any]:
     """Values by the full names of keys, out of the state of a trainer."""
     text = state.get("config")
-    return flattened(yaml.safe_load(text)) if text else {}
+    return read_flat(text) if isinstance(text, str) else {}
+
+
+def read_flat(text: str) -> dict[str, Any]:
+    """Values by the full names of keys; none of what is no table of keys."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return flattened(content) if isinstance(content, dict) else {}
 
 
 def _is_idle(cfg: CfgNode, key: str) -> bool:

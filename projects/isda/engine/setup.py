@@ -31,8 +31,8 @@ from isda.engine.config_keys import flattened, without_effect
 from isda.engine.devices import DeviceError, check_device
 from isda.engine.errors import ConfigError
 from isda.engine.own_data import use_own_data
-from isda.engine.resuming import Resumption, find_resumption
-from isda.files import write_text
+from isda.engine.resuming import Resumption, find_resumption, read_flat
+from isda.files import write_error, write_text
 from isda.requirements import POSITIVE, SHARE, at_least, one_of
 from isda.training.optimizer import CLIP_TYPES
 
@@ -53,8 +53,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg, notes = configured(args)
     _make_folder(cfg.OUTPUT_DIR)
-    with unguarded():
-        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="isda")
+    _start_log(cfg.OUTPUT_DIR)
     _warn(notes)
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE, args.num_gpus):
         logger.warning("MODEL.DEVICE is cpu: no CUDA device can be used")
@@ -67,7 +66,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     resolve_classes(cfg, (*train_names, *cfg.DATASETS.TEST))
     given = given_keys(args.config_file, args.opts)
     _warn(without_effect(cfg, given, is_training=not args.eval_only))
-    resumption = find_resumption(cfg.OUTPUT_DIR) if args.resume else None
+    resumption = None
+    if args.resume:
+        resumption = find_resumption(cfg.OUTPUT_DIR, to_train=not args.eval_only)
     cfg.SEED = _resolve_seed(cfg, args.resume, resumption)
     cfg.freeze()
     if resumption and not args.eval_only:
@@ -238,6 +239,14 @@ def _make_folder(path: str) -> None:
         raise ConfigError(f"OUTPUT_DIR {path} cannot be made ({error.strerror})") from error
 
 
+def _start_log(output_dir: str) -> None:
+    try:
+        with unguarded():
+            setup_logger(output_dir, comm.get_rank(), name="isda")
+    except OSError as error:
+        raise write_error(error.filename or output_dir, error) from error
+
+
 def given_keys(config_file: str, opts: Sequence[str] | None) -> list[str]:
     """Keys that the user has chosen: of the command line, and of the config file itself.
 
@@ -278,9 +287,9 @@ def _resolve_seed(cfg: CfgNode, resume: bool, resumption: Resumption | None) -> 
         return resumption.config["SEED"]
     saved = os.path.join(cfg.OUTPUT_DIR, "config.yaml")  # of before the first checkpoint
     if resume and os.path.isfile(saved):
-        with open(saved, encoding="utf-8") as file:
-            seed = yaml.safe_load(file).get("SEED", -1)
-        if seed >= 0:
+        with open(saved, encoding="utf-8", errors="replace") as file:
+            seed = read_flat(file.read()).get("SEED")
+        if isinstance(seed, int) and seed >= 0:
             return seed
     return comm.shared_random_seed()
 
