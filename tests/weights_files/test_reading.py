@@ -292,6 +292,7 @@ def array() -> bytes:
 
 PAGE = b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>"
 GOOD = saved({"model": WEIGHTS})
+PROTO = b"\x80\x02}"  # what a pickle of a dict begins with
 SPARSE = torch.zeros(2, 2).to_sparse()
 OTHERS = {
     "empty.pth": (b"", "is empty: download or copy it again"),
@@ -314,7 +315,12 @@ OTHERS = {
         "is damaged or cut off",
     ),
     "changed.pth": (GOOD.replace(b"torch._utils", b"torch.utils."), "besides tensors (torch.utils"),
-    "protocol.pth": (saved(WEIGHTS, pickle_protocol=4), "pickled by another protocol than PyTor"),
+    "protocol.pth": (saved(WEIGHTS, pickle_protocol=4), "is pickled by protocol 4, which PyTorch"),
+    "protocol_5.pth": (
+        saved(WEIGHTS, pickle_protocol=5, _use_new_zipfile_serialization=False),
+        "is pickled by protocol 5, which PyTorch reads by executing it only: have it saved witho",
+    ),
+    "operand.pth": (saved(WEIGHTS).replace(PROTO, PROTO[:2] + b"\xff"), "is damaged or cut off"),
     "other.pth": (zipped("readme.txt"), "is a ZIP archive without weights of PyTorch: unpack it"),
     "arrays.pth": (zipped("a.npy", "b.npy"), "is a NumPy archive (.npz)"),
     "program.pth": (
@@ -355,8 +361,26 @@ def test_files_that_are_no_weights(name, tmp_path):
     assert "\n" not in text and "\x1b" not in text
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+def test_files_of_protocol_3(new_format, tmp_path, recwarn):
+    options = {"pickle_protocol": 3, "_use_new_zipfile_serialization": new_format}
+    torch.save(WEIGHTS, tmp_path / "w.pth", **options)
+    assert_same(read_checkpoint(tmp_path / "w.pth")["model"])
+    assert [str(w.message) for w in recwarn if "protocol" in str(w.message)] == []
+
+
+def test_the_address_of_a_file(tmp_path):
+    path = tmp_path / "my weights.pth"
+    torch.save(WEIGHTS, path)
+    for source in (path.as_uri(), f"file://{path}"):
+        assert_same(read_checkpoint(source)["model"])
+    with pytest.raises(WeightsError, match="there is no file file:///nowhere.pth"):
+        read_checkpoint("file:///nowhere.pth")
+
+
 def test_files_that_are_not_there_or_cannot_be_read(tmp_path, monkeypatch):
     assert "there is no file" in refusal(tmp_path / "nowhere.pth")
+    assert "there is no file" in refusal(tmp_path / ("a" * 5000))
     (tmp_path / "folder.pth").mkdir()
     assert "is a folder: name the file of weights in it" in refusal(tmp_path / "folder.pth")
     (tmp_path / "mine.pth").write_bytes(GOOD)

@@ -4,11 +4,15 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -31,6 +35,7 @@ __all__ = ["local_file", "others_read_tensors_only", "read_checkpoint", "read_st
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
 # Deformable DETR's authors saved the arguments of their command line along.
 _TORCH_SAFE = [argparse.Namespace, *((stand_in, name) for name, stand_in in SAFE_NAMES.items())]
+_TORCH_PROTOCOL = 3  # and lower ones are what PyTorch reads without executing it
 _AGAIN = "download or copy it again"
 _SAVE = "give a file of torch.save(model.state_dict(), FILE)"
 
@@ -90,14 +95,16 @@ def local_file(source: str | os.PathLike) -> Path:
     """
     source = os.fspath(source)
     path = _fetched(source) if "://" in source else Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise WeightsError(f"{source} is a folder: name the file of weights in it")
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own raises where a name is too long
         raise WeightsError(f"there is no file {source}: check its name and folder")
     return path
 
 
 def _fetched(address: str) -> Path:
+    if address.startswith("file://"):  # which iopath does not know
+        return Path(url2pathname(urlparse(address).path))
     try:
         # Without "?matching_heuristics=True", which is for Detectron2's checkpointer.
         return Path(PathManager.get_local_path(address.partition("?")[0]))
@@ -141,11 +148,35 @@ class _ContentError(ValueError):
 
 
 @contextmanager
-def _diagnosed() -> Iterator[None]:
+def _diagnosed(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  (a pickle is a program: any error may be its own)
+        if _is_unknown_instruction(error) and (protocol := _protocol(path)) > _TORCH_PROTOCOL:
+            raise _ContentError(
+                f"is pickled by protocol {protocol}, which PyTorch reads by executing it only: "
+                "have it saved without pickle_protocol, best as .safetensors"
+            ) from None
         raise _ContentError(_diagnosis(error)) from None
+
+
+def _is_unknown_instruction(error: Exception) -> bool:
+    return isinstance(error, pickle.UnpicklingError) and "Unsupported operand" in str(error)
+
+
+def _protocol(path: Path) -> int:
+    """Of the pickle in a file of PyTorch; 0 if it says none, or is damaged."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            head = file.read(2)
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+                head = archive.read(name)[:2]
+        except (zipfile.BadZipFile, zlib.error):
+            return 0
+    return head[1] if head[:1] == pickle.PROTO else 0
 
 
 def _read_torch(path: Path, mmap: bool) -> Any:
@@ -155,8 +186,10 @@ def _read_torch(path: Path, mmap: bool) -> Any:
         open(path, "rb") as file,
         torch.serialization.safe_globals(_TORCH_SAFE),
         _tensors_only(),
-        _diagnosed(),
+        _diagnosed(path),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         content = torch.load(
             path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap
         )
@@ -164,7 +197,7 @@ def _read_torch(path: Path, mmap: bool) -> Any:
 
 
 def _read_pickle(path: Path, mmap: bool) -> Any:
-    with open(path, "rb") as file, _diagnosed():
+    with open(path, "rb") as file, _diagnosed(path):
         return with_arrays(load_plain(file))
 
 
@@ -185,11 +218,6 @@ def _diagnosis(error: Exception) -> str:
         return _objects(named[1])
     if isinstance(error, pickle.UnpicklingError) and "WeightsUnpickler error: " in text:
         text = text.partition("WeightsUnpickler error: ")[2]
-    if text.strip().startswith("Unsupported operand"):
-        return (
-            "is damaged, or pickled by another protocol than PyTorch's own: download or copy it "
-            "again, or save it without pickle_protocol"
-        )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), "")
     reason = "" if "weights_only" in reason else f" ({reason.rstrip('.')})" if reason else ""
     return f"is damaged or cut off, or holds more than tensors{reason}: {_AGAIN}"
