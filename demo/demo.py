@@ -12,9 +12,10 @@ import argparse
 import contextlib
 import glob
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from isda.data.images import read_image  # before Detectron2, whose import it makes silent
@@ -45,7 +46,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 # What one image may raise, for its content, its size or the file that it is drawn into. The others
 # are gone through all the same.
-OF_ONE_IMAGE = (ImageError, OSError, RuntimeError, MemoryError, cv2.error)
+OF_ONE_IMAGE = (ImageError, OSError, RuntimeError, MemoryError, ValueError, cv2.error)
 
 
 class DemoError(Exception):
@@ -105,6 +106,8 @@ def split_outputs(paths: list[str]) -> tuple[str | None, str | None]:
                 f"--output {' '.join(kind)}: give one folder or file for pictures, and one .json "
                 "file for instances, at most"
             )
+    if results and Path(results[0]).is_dir():
+        raise DemoError(f"--output {results[0]} is a folder, and instances are written into a file")
     return (pictures or [None])[0], (results or [None])[0]
 
 
@@ -171,6 +174,23 @@ def _numbered(images: list[Path], folder: Path) -> list[Path]:
     return paths
 
 
+def make_folders(files: Iterable[str | Path]) -> None:
+    """Where results will be written; seen to before there are any.
+
+    Raises:
+        DemoError: a folder cannot be made or written into.
+    """
+    for folder in {Path(file).parent for file in files}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DemoError(
+                f"--output: the folder {folder} cannot be made ({error.strerror}): give another one"
+            ) from error
+        if not os.access(folder, os.W_OK):
+            raise DemoError(f"--output: the folder {folder} cannot be written: give another one")
+
+
 class CocoResults:
     """Instances of many images, written as one file in COCO's format when the block ends.
 
@@ -194,7 +214,6 @@ class CocoResults:
 
     def __exit__(self, *_) -> None:  # also when somebody interrupts: what was found is not lost
         if self.path:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, strict_json.dumps(self.content()))
 
     def add(self, file_name: str, prediction: Prediction, **fields) -> None:
@@ -259,6 +278,7 @@ def run_on_images(predictor: Predictor, args: argparse.Namespace) -> int:
     images, failures = find_images(args.input)
     pictures, json_file = split_outputs(args.output)
     outputs = output_paths(images, pictures) if pictures else [None] * len(images)
+    make_folders([*filter(None, outputs), *filter(None, [json_file])])
     speed = Speed()
     with CocoResults(json_file, predictor) as results:
         for number, (path, output) in enumerate(zip(images, outputs), 1):
@@ -327,6 +347,7 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace) -> None:
         DemoError: the video or the camera cannot be opened, or holds no frame.
     """
     video, json_file = split_outputs(args.output)
+    make_folders(filter(None, [video, json_file]))
     name = "the camera" if args.webcam else args.video_input
     capture = cv2.VideoCapture(0 if args.webcam else args.video_input)
     if not capture.isOpened():
@@ -417,7 +438,6 @@ def open_video(path: str, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
     """
     if Path(path).suffix.lower() not in (".mp4", ".avi", ".mkv"):
         raise DemoError(f"--output {path}: of a video it is a file, .mp4, .avi or .mkv")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     codec = cv2.VideoWriter_fourcc(*"mp4v")
     writer = cv2.VideoWriter(path, codec, fps or 25.0, size[::-1])
     if not writer.isOpened():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import plot_metrics
 from isda import visualization
@@ -20,6 +21,7 @@ from isda.visualization import (
     draw_instances,
     draw_predictions,
     instance_colors,
+    legible,
     plot_curves,
     read_metrics,
     side_by_side,
@@ -131,6 +133,33 @@ def test_predictions_are_drawn_with_and_without_labels(image, masks):
     boxes_only = draw_predictions(image, instances, with_labels=False)
     assert (boxes_only[15, 15] == GREY).all()
     assert (boxes_only[5, 5:25] != GREY).any()
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "$a$", r"\$", "$"])
+def test_names_are_texts_and_no_formulas(image, masks, name):
+    """Matplotlib sets what stands between two dollar signs, or raises."""
+    drawn = draw_instances(image, masks, labels=[name, "b"])
+    assert (drawn != draw_instances(image, masks, labels=["", "b"])).any()
+    shown = Text(0, 0, legible(name))
+    assert shown._preprocess_math(shown.get_text()) == (name, False)
+
+
+def test_what_is_invisible_reaches_no_library(image, found, masks, monkeypatch):
+    """Not even bytes of a file name that are no UTF-8."""
+    texts = []
+    monkeypatch.setattr(cv2, "putText", lambda canvas, text, *_: texts.append(text))
+    monkeypatch.setattr(cv2, "getTextSize", lambda text, *_: texts.append(text) or ((9, 9), 1))
+    monkeypatch.setattr(
+        "detectron2.utils.visualizer.Visualizer.draw_text",
+        lambda self, text, *_, **__: texts.append(text),
+    )
+    name = "a\x1b[2J\udcffb\n"
+    side_by_side({name: image})
+    draw_instances(image, masks, labels=[name, name])
+    monkeypatch.setattr(visualization, "_LARGE_PIXELS", 100)
+    draw_predictions(image, found, [name])
+    assert len(texts) >= 6
+    assert all(text.startswith(r"a\x1b[2J\udcffb\n") for text in texts), texts
 
 
 def test_annotations_without_segmentation_are_left_out(image, monkeypatch):

@@ -21,6 +21,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
+from isda.console import printable
 from isda.files import replacing, write_bytes
 from isda.structures import EncodedMasks
 
@@ -33,6 +34,7 @@ __all__ = [
     "draw_instances",
     "draw_predictions",
     "instance_colors",
+    "legible",
     "plot_curves",
     "read_metrics",
     "side_by_side",
@@ -72,6 +74,14 @@ def class_labels(
     if scores is None:
         return labels
     return [f"{label} {score:.0%}" for label, score in zip(labels, scores)]
+
+
+def legible(text: str) -> str:
+    """Somebody's text for Matplotlib, which would take $...$ for a formula.
+
+    What is invisible is escaped, as :func:`isda.console.printable` does it for OpenCV's texts.
+    """
+    return printable(text).replace("$", r"\$")
 
 
 def draw_instances(
@@ -115,7 +125,7 @@ def draw_instances(
         visualizer.overlay_instances(
             masks=masks,
             boxes=boxes,
-            labels=labels,
+            labels=None if labels is None else [legible(label) for label in labels],
             assigned_colors=instance_colors(count) if colors is None else list(colors),
             alpha=alpha,
         )
@@ -199,6 +209,7 @@ def _paint_mask(
 def _write_label(canvas: np.ndarray, text: str, centre: tuple[int, int]) -> None:
     """White on black, moved into the canvas where it would leave it."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, max(max(canvas.shape) / _FONT, 0.4)
+    text = printable(text)
     thickness = max(round(size), 1)
     (width, height), below = cv2.getTextSize(text, font, size, thickness)
     x = max(min(centre[0] - width // 2, canvas.shape[1] - width), 0)
@@ -244,6 +255,7 @@ def brighten(image: np.ndarray) -> np.ndarray:
 def add_title(image: np.ndarray, title: str) -> np.ndarray:
     """The image under a white strip with ``title``, which shrinks until it fits."""
     strip = np.full((_TITLE_HEIGHT, image.shape[1], 3), _WHITE, np.uint8)
+    title = printable(title)
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.5
     (width, _), _ = cv2.getTextSize(title, font, size, 1)
     size *= min(1.0, max(image.shape[1] - 4, 1) / max(width, 1))
@@ -464,4 +476,5 @@ def _positions(records: Sequence[Mapping], over: str) -> list[float]:
 def _plot(axes, positions, values, label: str, color: str, style: str, marker: str = "") -> None:
     if positions:
         marker = "o" if len(positions) == 1 else marker  # a line needs two points to be seen
-        axes.plot(positions, values, style, color=color, label=label, marker=marker, markersize=3)
+        look = {"color": color, "marker": marker, "markersize": 3}
+        axes.plot(positions, values, style, label=legible(label), **look)

@@ -239,6 +239,20 @@ def test_an_interrupted_run_leaves_what_it_found(tmp_path):
     assert len(json.loads(file.read_text())["annotations"]) == 1
 
 
+@pytest.mark.parametrize("output", ["taken", "taken/x", "taken/x.png", "taken/x.json", "a.json"])
+def test_where_nothing_can_be_written_nothing_is_predicted(tmp_path, output):
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "a.json").mkdir()
+    image, video = write_grey(tmp_path / "a.png"), write_video(tmp_path / "a.mp4")
+    output, nobody = tmp_path / output, SimpleNamespace(classes=Classes(None, None))
+    with pytest.raises(demo.DemoError, match="^--output.* (cannot be made|is a folder)"):
+        demo.run_on_images(nobody, parse("--input", image, "--output", output))
+    if output.suffix:
+        output = output.with_suffix(".mp4") if output.suffix == ".png" else output
+        with pytest.raises(demo.DemoError, match="^--output.* (cannot be made|is a folder)"):
+            demo.run_on_video(nobody, parse("--video-input", video, "--output", output))
+
+
 def test_a_window_shows_one_image_after_the_other_until_escape(tmp_path, monkeypatch):
     images = [write_grey(tmp_path / name, 60, 90) for name in ("a.png", "b.png", "c.png")]
     shown, keys = [], iter([32, demo.ESCAPE])

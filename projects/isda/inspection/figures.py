@@ -18,7 +18,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from isda.inspection.traces import ISDATrace, ISTRTrace
-from isda.visualization import class_labels, draw_instances, instance_colors, write_figure
+from isda.visualization import (
+    class_labels,
+    draw_instances,
+    instance_colors,
+    legible,
+    write_figure,
+)
 
 __all__ = [
     "attention_figure",
@@ -226,7 +232,7 @@ def _draw_scores(axes: Axes, trace: ISDATrace, names: Sequence[str] | None) -> N
     scores = trace.instances.scores[best].numpy()
     classes = trace.class_probs()[best].numpy()
     queries = trace.instances.queries[best].tolist()
-    labels = class_labels(trace.instances.pred_classes[best].tolist(), names)
+    labels = map(legible, class_labels(trace.instances.pred_classes[best].tolist(), names))
     rows = np.arange(len(scores))
     series = {
         "class probability": classes,
@@ -447,4 +453,4 @@ def _label(instance: Instances, names: Sequence[str] | None) -> str:
     if not len(instance):
         return "no mask"
     (label,) = class_labels(instance.pred_classes.tolist(), names, instance.scores.tolist())
-    return label
+    return legible(label)
