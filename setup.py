@@ -36,7 +36,6 @@ REQUIREMENTS = [
     "yacs>=0.1.8",
     "tabulate",
     "termcolor",
-    "setuptools<81",  # Detectron2's model zoo imports pkg_resources
 ]
 
 CONFIGS = Path("configs")
