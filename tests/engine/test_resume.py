@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
-from toys import same_weights, toy_config, toy_data
+from toys import BOXES, same_weights, toy_config, toy_data
 
 from isda.engine.hooks import tidy_metrics
 from isda.engine.trainer import Trainer
@@ -38,19 +38,21 @@ def final(folder):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_straight(tmp_path):
+@pytest.mark.parametrize("method", [(), (*BOXES, "MODEL.ISDA.MASK_POINTS", 60)], ids=["", "boxes"])
+def test_killed_and_resumed_equals_straight(tmp_path, method):
     toy_data(tmp_path)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    train(toy_config(straight, *OVERRIDES))
+    overrides = (*OVERRIDES, *method)
+    train(toy_config(straight, *overrides))
 
     script = Path(__file__).with_name("killed_training.py")
-    command = [sys.executable, script, broken, tmp_path, 3, *OVERRIDES]
+    command = [sys.executable, script, broken, tmp_path, 3, *overrides]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (broken / "last_checkpoint").read_text() == "model_0000001.pth"
 
-    resumed = train(toy_config(broken, *OVERRIDES), resume=True)
+    resumed = train(toy_config(broken, *overrides), resume=True)
     assert resumed.start_iter == 2
     expected, found = final(straight), final(broken)
     assert same_weights(expected["model"], found["model"])

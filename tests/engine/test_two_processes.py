@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
-from toys import ISTR, same_size_config, same_weights, toy_data
+from toys import BOXES, ISTR, same_size_config, same_weights, toy_data
 
 from isda.engine.trainer import Trainer
 
@@ -60,7 +60,12 @@ def outcome(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "overrides"), [("weights", ()), ("istr", (*ISTR, "SOLVER.BASE_LR", 1e-4))]
+    ("model", "overrides"),
+    [
+        ("weights", ()),
+        ("istr", (*ISTR, "SOLVER.BASE_LR", 1e-4)),
+        ("boxes", (*BOXES, "MODEL.ISDA.DENOISING_QUERIES", 0)),
+    ],
 )
 def test_two_processes_of_one_image_equal_one_process_of_two(
     outcome, tmp_path, one_thread, model, overrides
@@ -82,8 +87,14 @@ def test_two_processes_of_one_image_equal_one_process_of_two(
 def test_an_image_without_instances_in_one_process_stops_nobody(outcome):
     # Of the toy images the first has none, and three steps of two images show all five.
     _, (first, _) = outcome
-    for model in ("weights", "istr"):
+    for model in ("weights", "istr", "boxes", "random"):
         assert all(torch.isfinite(tensor).all() for tensor in first[model].values())
+
+
+def test_noise_and_sampled_cells_leave_the_processes_alike(outcome):
+    """Each draws its own, and has another number of groups; gradients are averaged as always."""
+    _, (first, second) = outcome
+    assert same_weights(first["random"], second["random"])
 
 
 def test_all_processes_skip_a_step_that_is_bad_in_one(outcome):

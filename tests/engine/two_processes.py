@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from toys import ISTR, register_toy_data, same_size_config
+from toys import BOXES, ISTR, register_toy_data, same_size_config
 
 from isda.engine.launch import argument_parser, run
 from isda.engine.own_data import use_own_data
@@ -51,6 +51,10 @@ def main(args):
 
     trained = train(same_size_config(output / "two"))
     istr = train(same_size_config(output / "istr", *ISTR, "SOLVER.BASE_LR", 1e-4))
+    # Noise and sampled cells are drawn by each process for itself.
+    alike = (*BOXES, "MODEL.ISDA.DENOISING_QUERIES", 0)
+    boxes = train(same_size_config(output / "boxes", *alike))
+    random = train(same_size_config(output / "random", *BOXES, "MODEL.ISDA.MASK_POINTS", 60))
     poisoned = same_size_config(
         output / "poisoned",
         *("MODEL.META_ARCHITECTURE", "PoisonedISDA", "DATASETS.TRAIN", ("poisoned",)),
@@ -68,6 +72,8 @@ def main(args):
         "stopped": (stopped.iter + 1, stopped.cfg.DATASETS.TRAIN),
         "weights": trained.checkpointer.model.state_dict(),
         "istr": istr.checkpointer.model.state_dict(),
+        "boxes": boxes.checkpointer.model.state_dict(),
+        "random": random.checkpointer.model.state_dict(),
         "poisoned": skipped.checkpointer.model.state_dict(),
         "messages": messages,
     }

@@ -152,6 +152,18 @@ def test_bfloat16_autocast(tiny_isda_boxes, confident, random_input):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_autocast_leaves_boxes_and_ellipses_in_float32(tiny_isda_boxes, confident, random_input):
+    model, x = confident(tiny_isda_boxes()), random_input(96, 128)
+    images, targets = model.preprocess([x]), model.targets([x])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predictions, decoded = model.outputs(images, targets)
+    assert decoded.states.dtype == torch.bfloat16  # the rest of it is not
+    boxes = [decoded.boxes, decoded.references, decoded.proposals.boxes, decoded.noised.boxes]
+    parts = [t for p in predictions for t in (p.boxes, p.kernels, p.mask_features)]
+    logits = decoded.proposals.class_logits  # many lie close together
+    assert {tensor.dtype for tensor in [*boxes, *parts, logits]} == {torch.float32}
+
+
 def test_batch_equals_single_images(tiny_isda_boxes, confident, random_input):
     model = confident(tiny_isda_boxes()).eval()
     inputs = [random_input(96, 128, seed=seed) for seed in range(2)]
