@@ -1,4 +1,4 @@
-"""Small ISDA (paper's form, with boxes) and ISTR that find something, and images for them."""
+"""Small models of all methods that find something, and images for them."""
 
 from pathlib import Path
 
@@ -16,6 +16,10 @@ ISDA = [
     *("MODEL.ISDA.DECODER_LAYERS", "1", "MODEL.ISDA.NUM_CLASSES", "3"),
     *("MODEL.ISDA.MASK_HEAD_DIM", "32", "MODEL.ISDA.MASK_DIM", "32"),
 ]
+SOLO = [
+    *("MODEL.SOLO.HEAD_DIM", "32", "MODEL.SOLO.NUM_CONVS", "1", "MODEL.FPN.OUT_CHANNELS", "32"),
+    *("MODEL.SOLO.GRID_SIZES", "[7, 6, 5, 4, 3]", "MODEL.SOLO.NUM_CLASSES", "3"),
+]
 SMALL = {
     "isda": ISDA,
     # More queries than the smallest images have tokens, and a second layer to hand boxes to.
@@ -31,6 +35,12 @@ SMALL = {
         *("MODEL.ISTR.NUM_STEPS", "2", "MODEL.ISTR.NUM_CLASSES", "3"),
         *("MODEL.ISTR.HIDDEN_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32"),
         *("MODEL.ISTR.FEEDFORWARD_DIM", "32", "MODEL.ISTR.DYNAMIC_DIM", "8"),
+    ],
+    "solo": SOLO,
+    "solo_decoupled": [*SOLO, "MODEL.SOLO.DECOUPLED", "True"],
+    "solov2": [
+        *(x.replace(".SOLO.", ".SOLOV2.") for x in SOLO),
+        *("MODEL.SOLOV2.MASK_HEAD_DIM", "32", "MODEL.SOLOV2.MASK_DIM", "32"),
     ],
 }
 NARROW = ["MODEL.RESNETS.DEPTH", "10", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"]
@@ -58,6 +68,8 @@ def small_model(name: str, *opts: str) -> nn.Module:
             nn.init.normal_(parameter, std=0.2)
         elif key.endswith(("classes.bias", "masks.bias")):
             nn.init.normal_(parameter)
+        elif key.startswith(("head.classes.", "head.masks.", "head.kernels.")):
+            nn.init.normal_(parameter, std=0.3)  # of SOLO, without the prior
     return model
 
 

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from isda import add_config
 from isda.checkpoint import Checkpointer
+from isda.engine.architectures import node_with_classes
 from isda.engine.inference import inference_autocast
 from isda.engine.own_data import use_own_data
 from isda.engine.setup import (
@@ -52,6 +53,20 @@ SMALL = {
     "MODEL.ISTR.FEEDFORWARD_DIM": 32,
     "MODEL.ISTR.DYNAMIC_DIM": 8,
     "MODEL.ISTR.NUM_QUERIES": 12,
+    "MODEL.SOLO.HEAD_DIM": 32,
+    "MODEL.SOLO.NUM_CONVS": 1,
+    "MODEL.SOLO.GRID_SIZES": [8, 6, 4, 3, 2],
+    "MODEL.SOLOV2.HEAD_DIM": 32,
+    "MODEL.SOLOV2.NUM_CONVS": 1,
+    "MODEL.SOLOV2.MASK_HEAD_DIM": 32,
+    "MODEL.SOLOV2.MASK_DIM": 32,
+    "MODEL.SOLOV2.GRID_SIZES": [8, 6, 4, 3, 2],
+    # After two steps no score nor mask is above the prior.
+    **{
+        f"MODEL.{node}.{key}": 0.0
+        for node in ("SOLO", "SOLOV2")
+        for key in ("SCORE_THRESH_TEST", "FINAL_THRESH_TEST", "MASK_THRESHOLD")
+    },
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
@@ -213,6 +228,34 @@ def test_istr_recipe_in_numbers():
     assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1
 
 
+@pytest.mark.parametrize(
+    ("name", "warmup", "head"), [("solo", 0.3333, (256, 7)), ("solov2", 0.01, (512, 4))]
+)
+def test_solo_recipes_in_numbers(name, warmup, head):
+    """The authors' training details, number by number."""
+    cfg = load_config(str(ROOT / f"configs/COCO-InstanceSegmentation/{name}_R_50_FPN_1x.yaml"))
+    solo, solver = cfg.MODEL[name.upper()], cfg.SOLVER
+    assert head == (solo.HEAD_DIM, solo.NUM_CONVS)
+    assert solo.GRID_SIZES == [40, 36, 24, 16, 12]
+    assert solo.SCALE_RANGES == [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    assert (solo.CLASS_WEIGHT, solo.MASK_WEIGHT, solo.MASK_STRIDE) == (1, 3, 4)
+    assert (solo.SCORE_THRESH_TEST, solo.PRE_NMS_TOPK_TEST) == (0.1, 500)
+    assert (solo.NMS_KERNEL, solo.NMS_SIGMA, solo.FINAL_THRESH_TEST) == ("gaussian", 2, 0.05)
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM) == ("SGD", 0.01, 0.9)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (1e-4, 1e-4)
+    assert (500, warmup, 16) == (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.IMS_PER_BATCH)
+    clipping = solver.CLIP_GRADIENTS
+    assert (clipping.ENABLED, clipping.CLIP_TYPE, clipping.CLIP_VALUE) == (True, "full_model", 35)
+    assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.RANDOM_FLIP) == ((800,), "horizontal")
+    assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST) == (1333, 800)
+    resolve_schedule(cfg, 117_266)
+    assert pytest.approx(90_000, rel=1e-3) == solver.MAX_ITER
+    long = load_config(str(ROOT / f"configs/COCO-InstanceSegmentation/{name}_R_50_FPN_3x.yaml"))
+    assert tuple(long.INPUT.MIN_SIZE_TRAIN) == tuple(range(640, 801, 32))
+    resolve_schedule(long, 117_266)
+    assert pytest.approx((210_000, 250_000), rel=1e-4) == long.SOLVER.STEPS
+
+
 def test_the_short_istr_schedule_in_iterations():
     cfg = load_config(str(ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_1x.yaml"))
     resolve_schedule(cfg, 117_266)
@@ -294,8 +337,7 @@ FINETUNE = sorted(ROOT.glob("configs/finetune/*.yaml"))
 def test_finetuning_takes_data_and_classes_from_the_user(path):
     cfg = load_config(str(path))
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())
-    node = {"ISDA": "ISDA", "ISTR": "ISTR", "GeneralizedRCNN": "ROI_HEADS"}
-    assert cfg.MODEL[node[cfg.MODEL.META_ARCHITECTURE]].NUM_CLASSES == 0
+    assert cfg.MODEL[node_with_classes(cfg)].NUM_CLASSES == 0
     assert cfg.SOLVER.EPOCHS > cfg.TEST.EVAL_EPOCHS > 0
     assert cfg.SOLVER.IMS_PER_BATCH == cfg.SOLVER.REFERENCE_BATCH == 4  # on one GPU or CPU
 
@@ -367,6 +409,8 @@ READERS = {
     "Base-ISDA.yaml": ON,
     "Base-ISDA-boxes.yaml": [],
     "Base-ISTR.yaml": [],
+    "Base-SOLO.yaml": [],
+    "Base-SOLOv2.yaml": [],
     "finetune/isda_mobilenet_v2.yaml": [],
     "COCO-InstanceSegmentation/isda_swin_tiny_42ep.yaml": [],
     "COCO-InstanceSegmentation/isda_vit_base_42ep.yaml": [],

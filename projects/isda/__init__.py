@@ -12,7 +12,14 @@ import importlib.util
 from isda._imports import put_off_dynamo
 from isda._warnings import ignore_known_warnings
 
-__all__ = ["Predictor", "add_config", "add_isda_config", "add_istr_config", "model_zoo"]
+__all__ = [
+    "Predictor",
+    "add_config",
+    "add_isda_config",
+    "add_istr_config",
+    "add_solo_config",
+    "model_zoo",
+]
 
 _HOMES = {"Predictor": "isda.engine.predictor"}  # all others: isda.config
 _REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")

@@ -2,12 +2,12 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_config", "add_isda_config", "add_istr_config"]
+__all__ = ["add_config", "add_isda_config", "add_istr_config", "add_solo_config"]
 
 
 def add_config(cfg: CN) -> None:
     """Add the keys of all methods, as :func:`add_isda_config` adds those of one."""
-    for add in (add_isda_config, add_istr_config):
+    for add in (add_isda_config, add_istr_config, add_solo_config):
         add(cfg)
 
 
@@ -28,6 +28,20 @@ def add_istr_config(cfg: CN) -> None:
     """
     _add_shared(cfg)
     _add_istr(cfg)
+
+
+def add_solo_config(cfg: CN) -> None:
+    """Add the keys of SOLO and SOLOv2, and those of backbones, data and solver.
+
+    As :func:`add_isda_config`.
+    """
+    _add_shared(cfg)
+    cfg.MODEL.SOLO = _grid_node(head_dim=256, num_convs=7)
+    # A mask channel per column and one per row of a grid, instead of one per cell.
+    cfg.MODEL.SOLO.DECOUPLED = False
+    cfg.MODEL.SOLOV2 = _grid_node(head_dim=512, num_convs=4)
+    cfg.MODEL.SOLOV2.MASK_HEAD_DIM = 128  # width inside the mask feature head
+    cfg.MODEL.SOLOV2.MASK_DIM = 256  # channels of mask features and kernels
 
 
 def _add_shared(cfg: CN) -> None:
@@ -138,6 +152,33 @@ def _add_istr(cfg: CN) -> None:
     cfg.MODEL.ISTR.GIOU_COST = 2.0
     cfg.MODEL.ISTR.EMBEDDING_COST = 2.0  # similarity of mask embeddings
     cfg.MODEL.ISTR.MASK_THRESHOLD = 0.5  # a pixel is in an instance from this probability on
+
+
+def _grid_node(head_dim: int, num_convs: int) -> CN:
+    """The keys that SOLO and SOLOv2 have in common."""
+    node = CN()
+    # K. 0 takes the number of classes from the metadata of the training data set.
+    node.NUM_CLASSES = 0
+    # Backbone outputs of strides 4 to 64, as Detectron2's FPN has them.
+    node.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    node.HEAD_DIM = head_dim  # channels of the towers
+    node.NUM_CONVS = num_convs  # convolutions of each tower
+    node.GRID_SIZES = [40, 36, 24, 16, 12]  # S: cells along each side, per level
+    # Instances of such √(width · height) in pixels belong to a level; both ends are included.
+    node.SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    # Stride of the masks: 4, or 2 for small objects. SOLO's coarser levels have coarser masks.
+    node.MASK_STRIDE = 4
+    # Weights of the loss terms.
+    node.CLASS_WEIGHT = 1.0  # focal
+    node.MASK_WEIGHT = 3.0  # dice
+    # At inference: classes of cells above it are candidates, ...
+    node.SCORE_THRESH_TEST = 0.1
+    node.PRE_NMS_TOPK_TEST = 500  # ... of which matrix NMS compares so many
+    node.NMS_KERNEL = "gaussian"  # how it lowers scores: or "linear"
+    node.NMS_SIGMA = 2.0  # of the Gaussian kernel exp(-σ·IoU²)
+    node.FINAL_THRESH_TEST = 0.05  # what it leaves above is returned
+    node.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
+    return node
 
 
 def _add_backbones(cfg: CN) -> None:

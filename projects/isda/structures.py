@@ -7,11 +7,16 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = [
     "EmbeddedPrediction",
     "EmbeddedTarget",
+    "CellMasks",
+    "DecoupledCellMasks",
     "EncodedMasks",
+    "GridPrediction",
+    "GridTarget",
     "NoisedQueries",
     "SetPrediction",
     "SetTarget",
@@ -109,6 +114,88 @@ class EmbeddedTarget:
     masks: Tensor  # (G, S, S) bool, inside the box
     embeddings: Tensor  # (G, d)
     image_size: tuple[int, int]  # (height, width) without padding
+
+
+@dataclass
+class CellMasks:
+    """The masks of a level's S·S cells, kept factored: kernel · features, as of ``SetPrediction``.
+
+    Whoever needs masks names the few cells that count. Enlarging the finished logits is cheaper
+    than enlarging the features, and equal to it: a product with a kernel is a 1×1 convolution.
+    """
+
+    kernels: Tensor  # (B, S·S, C); cell i·S + j is in row i and column j
+    features: Tensor  # (B, C, h, w)
+    biases: Tensor | None = None  # (S·S,)
+    scale: int = 1  # the logits are enlarged by it, bilinearly
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the masks."""
+        height, width = self.features.shape[-2:]
+        return height * self.scale, width * self.scale
+
+    def probs(self, image: int, cells: Tensor) -> Tensor:
+        """Mask probabilities of ``(n,)`` cells of an image: ``(n, h·scale, w·scale)``.
+
+        In float32 at least.
+        """
+        features = _precise(self.features[image])
+        # The derivative of an embedding is fast; that of an index is not.
+        kernels = _precise(F.embedding(cells, self.kernels[image]))
+        logits = kernels @ features.flatten(1)
+        if self.biases is not None:
+            logits = logits + _precise(self.biases[cells])[:, None]
+        logits = logits.view(len(cells), *features.shape[1:])
+        if self.scale > 1:
+            size = {"scale_factor": float(self.scale), "mode": "bilinear", "align_corners": False}
+            logits = F.interpolate(logits[:, None], **size)[:, 0]
+        return logits.sigmoid()
+
+
+@dataclass
+class DecoupledCellMasks:
+    """The masks of a level's S·S cells as products: of a map of the column and one of the row."""
+
+    columns: Tensor  # (B, S, h, w) logits
+    rows: Tensor  # (B, S, h, w) logits
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the masks."""
+        return tuple(self.columns.shape[-2:])
+
+    def probs(self, image: int, cells: Tensor) -> Tensor:
+        """As of :class:`CellMasks`."""
+        side = self.rows.shape[1]
+        rows = torch.div(cells, side, rounding_mode="floor")
+        factors = [
+            _precise(F.embedding(chosen, maps[image].flatten(1))).sigmoid()
+            for chosen, maps in ((cells % side, self.columns), (rows, self.rows))
+        ]
+        return (factors[0] * factors[1]).view(len(cells), *self.size)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+@dataclass
+class GridPrediction:
+    """An instance per cell of each level's grid (SOLO), or none, as its class scores tell."""
+
+    class_logits: list[Tensor]  # per level (B, K, S, S)
+    masks: list[CellMasks] | list[DecoupledCellMasks]  # per level
+
+
+@dataclass
+class GridTarget:
+    """What the n positive cells of a level's grid should predict in one image."""
+
+    cells: Tensor  # (n,) int64: i·S + j, each once
+    classes: Tensor  # (n,) int64
+    instances: Tensor  # (n,) int64: which of the masks is the cell's
+    masks: Tensor  # (m, h, w) bool, over the padded image at the stride of the level's masks
 
 
 class EncodedMasks:

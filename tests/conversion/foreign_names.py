@@ -364,3 +364,101 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     if re.search(r"(level_embeds?|query\w*\.weight)$", name):
         return noise
     return noise / math.sqrt(math.prod(shape[1:]))
+
+
+GRIDS = (40, 36, 24, 16, 12)
+
+
+def _normed_conv(name: str, out: int, entering: int, modules=("conv", "gn"), kernel=3) -> Shapes:
+    conv, norm = modules
+    weight = {f"{name}.{conv}.weight": (out, entering, kernel, kernel)}
+    return weight | with_bias(f"{name}.{norm}", out)
+
+
+def _tower(name: str, entering: int, width: int, number: int) -> Shapes:
+    shapes: Shapes = {}
+    for index in range(number):
+        shapes |= _normed_conv(f"{name}.{index}", width, entering if index == 0 else width)
+    return shapes
+
+
+def _pyramid(sizes: Sizes) -> Shapes:
+    shapes: Shapes = {}
+    for level in range(4):
+        channels = sizes.channels(level)
+        shapes |= with_bias(f"neck.lateral_convs.{level}.conv", sizes.dim, channels, 1, 1)
+        shapes |= with_bias(f"neck.fpn_convs.{level}.conv", sizes.dim, sizes.dim, 3, 3)
+    return shapes
+
+
+def _mask_features(name: str, sizes: Sizes, modules=("conv", "gn")) -> Shapes:
+    shapes: Shapes = {}
+    for level in range(4):
+        for index in range(max(level, 1)):
+            entering = sizes.dim + 2 * (level == 3) if index == 0 else sizes.head_dim
+            conv = f"{name}.convs_all_levels.{level}.conv{index}"
+            shapes |= _normed_conv(conv, sizes.head_dim, entering, modules)
+    return shapes
+
+
+def _solo_trunk(sizes: Sizes) -> Shapes:
+    return below("backbone.", resnet(sizes, counter=True)) | _pyramid(sizes)
+
+
+def solo(sizes: Sizes, *, later: bool = True) -> Shapes:
+    """Of the authors, or of later versions of mmdetection."""
+    head, classes, masks, maps, output = (
+        ("mask_head", "cls_convs", "mask_convs", "conv_mask_list", "conv_cls")
+        if later
+        else ("bbox_head", "cate_convs", "ins_convs", "solo_ins_list", "solo_cate")
+    )
+    shapes = _solo_trunk(sizes)
+    shapes |= _tower(f"{head}.{classes}", sizes.dim, 256, 7)
+    shapes |= _tower(f"{head}.{masks}", sizes.dim + 2, 256, 7)
+    for level, side in enumerate(GRIDS):
+        shapes |= with_bias(f"{head}.{maps}.{level}", side**2, 256, 1, 1)
+    return shapes | with_bias(f"{head}.{output}", 80, 256, 3, 3)
+
+
+def decoupled_solo(sizes: Sizes) -> Shapes:
+    shapes = _solo_trunk(sizes) | _tower("bbox_head.cate_convs", sizes.dim, 256, 7)
+    for axis in "xy":
+        shapes |= _tower(f"bbox_head.ins_convs_{axis}", sizes.dim + 1, 256, 7)
+        for level, side in enumerate(GRIDS):
+            name = f"bbox_head.dsolo_ins_list_{axis}.{level}"
+            shapes |= with_bias(name, side, 256, 3, 3)
+    return shapes | with_bias("bbox_head.dsolo_cate", 80, 256, 3, 3)
+
+
+def solov2(sizes: Sizes, *, later: bool = True) -> Shapes:
+    """Of the authors, or of later versions of mmdetection."""
+    head, classes, output, kernels, features, last = (
+        *("mask_head", "cls_convs", "conv_cls", "conv_kernel"),
+        *("mask_head.mask_feature_head", "conv_pred"),
+    )
+    if not later:
+        head, classes, output, kernels = "bbox_head", "cate_convs", "solo_cate", "solo_kernel"
+        features, last = "mask_feat_head", "conv_pred.0"
+    shapes = _solo_trunk(sizes)
+    shapes |= _tower(f"{head}.{classes}", sizes.dim, 512, 4)
+    shapes |= _tower(f"{head}.kernel_convs", sizes.dim + 2, 512, 4)
+    shapes |= with_bias(f"{head}.{output}", 80, 512, 3, 3)
+    shapes |= with_bias(f"{head}.{kernels}", sizes.mask_dim, 512, 3, 3)
+    shapes |= _mask_features(features, sizes)
+    return shapes | _normed_conv(f"{features}.{last}", sizes.mask_dim, sizes.head_dim, kernel=1)
+
+
+def adelaidet_solov2(backbone: Shapes, sizes: Sizes) -> Shapes:
+    """With a backbone in Detectron2's names."""
+    shapes = dict(backbone)
+    for tower, entering in (("cate", sizes.dim), ("kernel", sizes.dim + 2)):
+        for layer in range(4):
+            conv = f"ins_head.{tower}_tower.{3 * layer}"
+            shapes[f"{conv}.weight"] = (512, entering if layer == 0 else 512, 3, 3)
+            shapes |= with_bias(f"ins_head.{tower}_tower.{3 * layer + 1}", 512)
+    shapes |= with_bias("ins_head.cate_pred", 80, 512, 3, 3)
+    shapes |= with_bias("ins_head.kernel_pred", sizes.mask_dim, 512, 3, 3)
+    shapes |= _mask_features("mask_head", sizes, modules=("0", "1"))
+    return shapes | _normed_conv(
+        "mask_head.conv_pred", sizes.mask_dim, sizes.head_dim, ("0", "1"), kernel=1
+    )

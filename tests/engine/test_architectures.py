@@ -32,6 +32,8 @@ class WithoutClasses(nn.Module):
         ("ISDA", "ISDA"),
         ("PoisonedISDA", "ISDA"),
         ("ISTR", "ISTR"),
+        ("SOLO", "SOLO"),
+        ("SOLOv2", "SOLOV2"),
         ("GeneralizedRCNN", "ROI_HEADS"),
         ("PanopticFPN", "ROI_HEADS"),
         ("RetinaNet", "RETINANET"),

@@ -8,7 +8,7 @@ import yaml
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_lr_scheduler
 from recording import keys_read
-from toys import CHANNELS, ISTR, RETINANET, call, toy_config, toy_data
+from toys import CHANNELS, ISTR, RETINANET, SOLO, SOLOV2, call, toy_config, toy_data
 
 from isda.data.augmentation import build_augmentations
 from isda.engine import config_keys
@@ -40,6 +40,8 @@ CASCADE += ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
 MODELS = {
     "isda": (),
     "istr": ISTR,
+    "solo": SOLO,
+    "solov2": SOLOV2,
     "rcnn": RCNN,
     "mask_rcnn": MASK_RCNN,
     "cascade": CASCADE,
@@ -161,7 +163,7 @@ def changed(value):
     return value
 
 
-@pytest.mark.parametrize("name", ["isda", "istr", "mask_rcnn", "retinanet"])
+@pytest.mark.parametrize("name", ["isda", "istr", "solo", "solov2", "mask_rcnn", "retinanet"])
 def test_what_holds_on_resume_does_not_shape_the_model(tmp_path, name):
     def shapes(cfg):
         return {k: tuple(v.shape) for k, v in build_model(cfg).state_dict().items()}
@@ -191,6 +193,11 @@ def test_what_holds_on_resume_does_not_shape_the_model(tmp_path, name):
         (("TEST.EVAL_EPOCHS", 2.0), "TEST.EVAL_PERIOD has no effect: TEST.EVAL_EPOCHS is 2"),
         (ISTR, "MODEL.ISDA.NUM_QUERIES has no effect: MODEL.META_ARCHITECTURE is ISTR"),
         ((), "MODEL.ISTR.NUM_STEPS has no effect: MODEL.META_ARCHITECTURE is ISDA"),
+        (SOLO, "MODEL.SOLOV2.MASK_DIM has no effect: MODEL.META_ARCHITECTURE is SOLO"),
+        (
+            (*SOLOV2, "MODEL.SOLOV2.NMS_KERNEL", "linear"),
+            "MODEL.SOLOV2.NMS_SIGMA has no effect: MODEL.SOLOV2.NMS_KERNEL is linear",
+        ),
         (
             ("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
             "MODEL.SWIN.DEPTHS has no effect: MODEL.BACKBONE.NAME is build_resnet_backbone",

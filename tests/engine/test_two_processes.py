@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
-from toys import BOXES, ISTR, same_size_config, same_weights, toy_data
+from toys import BOXES, ISTR, SOLOV2, same_size_config, same_weights, toy_data
 
 from isda.engine.trainer import Trainer
 
@@ -65,6 +65,7 @@ def outcome(tmp_path_factory):
         ("weights", ()),
         ("istr", (*ISTR, "SOLVER.BASE_LR", 1e-4)),
         ("boxes", (*BOXES, "MODEL.ISDA.DENOISING_QUERIES", 0)),
+        ("solov2", SOLOV2),
     ],
 )
 def test_two_processes_of_one_image_equal_one_process_of_two(
@@ -87,7 +88,7 @@ def test_two_processes_of_one_image_equal_one_process_of_two(
 def test_an_image_without_instances_in_one_process_stops_nobody(outcome):
     # Of the toy images the first has none, and three steps of two images show all five.
     _, (first, _) = outcome
-    for model in ("weights", "istr", "boxes", "random"):
+    for model in ("weights", "istr", "boxes", "random", "solov2"):
         assert all(torch.isfinite(tensor).all() for tensor in first[model].values())
 
 

@@ -1,4 +1,4 @@
-"""The smallest ISDA and ISTR, and the smallest data set that a whole training needs.
+"""The smallest models of all methods, and the smallest data set that a whole training needs.
 
 A module of its own, because the programs that tests start and kill need it as well.
 """
@@ -25,6 +25,10 @@ CHANNELS = {"res2": 8, "res3": 16, "res4": 16, "res5": 32}
 
 # Overrides that make an ISTR of the toy.
 ISTR = ("MODEL.META_ARCHITECTURE", "ISTR", "MODEL.BACKBONE.NAME", "build_toy_fpn_backbone")
+
+# The same of SOLO and SOLOv2.
+_SOLO = ("MODEL.BACKBONE.NAME", "build_toy_fpn_backbone", "MODEL.META_ARCHITECTURE")
+SOLO, SOLOV2 = (*_SOLO, "SOLO"), (*_SOLO, "SOLOv2")
 
 # A RetinaNet of toys.
 RETINANET = (
@@ -104,6 +108,10 @@ def toy_config(output_dir, *overrides) -> CfgNode:
     istr.NUM_CLASSES, istr.HIDDEN_DIM, istr.NUM_QUERIES, istr.NUM_HEADS = 2, 32, 6, 4
     istr.NUM_STEPS, istr.FEEDFORWARD_DIM, istr.DYNAMIC_DIM = 2, 32, 8
     istr.POOLER_RESOLUTION, istr.EMBEDDING_DIM = 3, 10
+    cfg.MODEL.SOLOV2.MASK_HEAD_DIM = cfg.MODEL.SOLOV2.MASK_DIM = 32
+    for solo in (cfg.MODEL.SOLO, cfg.MODEL.SOLOV2):
+        solo.NUM_CLASSES, solo.HEAD_DIM, solo.NUM_CONVS = 2, 32, 1
+        solo.GRID_SIZES, solo.SCALE_RANGES = [8, 6, 4, 2, 1], [[1, 96]] * 5
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("toy",)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False

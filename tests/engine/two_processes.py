@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from toys import BOXES, ISTR, register_toy_data, same_size_config
+from toys import BOXES, ISTR, SOLOV2, register_toy_data, same_size_config
 
 from isda.engine.launch import argument_parser, run
 from isda.engine.own_data import use_own_data
@@ -55,6 +55,7 @@ def main(args):
     alike = (*BOXES, "MODEL.ISDA.DENOISING_QUERIES", 0)
     boxes = train(same_size_config(output / "boxes", *alike))
     random = train(same_size_config(output / "random", *BOXES, "MODEL.ISDA.MASK_POINTS", 60))
+    solov2 = train(same_size_config(output / "solov2", *SOLOV2))
     poisoned = same_size_config(
         output / "poisoned",
         *("MODEL.META_ARCHITECTURE", "PoisonedISDA", "DATASETS.TRAIN", ("poisoned",)),
@@ -74,6 +75,7 @@ def main(args):
         "istr": istr.checkpointer.model.state_dict(),
         "boxes": boxes.checkpointer.model.state_dict(),
         "random": random.checkpointer.model.state_dict(),
+        "solov2": solov2.checkpointer.model.state_dict(),
         "poisoned": skipped.checkpointer.model.state_dict(),
         "messages": messages,
     }

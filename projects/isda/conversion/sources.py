@@ -7,6 +7,7 @@ from isda.conversion.deformable_detr import AUTHORS, HUGGING_FACE, MMDETECTION
 from isda.conversion.isda import PUBLISHED_ISDA
 from isda.conversion.istr import PUBLISHED_ISTR
 from isda.conversion.resnet import HUGGING_FACE_RESNET, TIMM, TORCHVISION
+from isda.conversion.solo import ADELAIDET_SOLOV2, DECOUPLED_SOLO, SOLO, SOLOV2
 from isda.conversion.table import Source
 
 __all__ = ["SOURCES", "detect"]
@@ -15,6 +16,10 @@ __all__ = ["SOURCES", "detect"]
 SOURCES: dict[str, Source] = {
     "isda": PUBLISHED_ISDA,  # before mmdetection's Deformable DETR, whose names it has too
     "istr": PUBLISHED_ISTR,
+    "solo": SOLO,
+    "decoupled-solo": DECOUPLED_SOLO,
+    "solov2": SOLOV2,
+    "adelaidet-solov2": ADELAIDET_SOLOV2,
     "deformable-detr": AUTHORS,
     "hf-deformable-detr": HUGGING_FACE,
     "mmdet-deformable-detr": MMDETECTION,

@@ -45,6 +45,7 @@ _ON_RESUME = (
     ("MODEL.*.NORMALIZE_LOSS_* MODEL.*.MIN_KEYPOINTS_* MODEL.PANOPTIC_FPN.*", HOLDS),
     ("MODEL.*.DROPOUT MODEL.*.DROP_PATH_RATE MODEL.*.GRADIENT_CHECKPOINTING", HOLDS),
     ("MODEL.*.MASK_NOISE MODEL.*.LARGEST_PART", HOLDS),
+    ("MODEL.*.SCALE_RANGES MODEL.*.NMS_KERNEL MODEL.*.NMS_SIGMA", HOLDS),
     ("MODEL.*", REFUSED),
     ("INPUT.FORMAT", REFUSED),
     ("INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.MAX_SIZE_TRAIN", HOLDS),
@@ -164,6 +165,10 @@ _IDLE = (
     (
         "MODEL.ISDA.BOX_* MODEL.ISDA.GIOU_*",
         _any(_read_by("ISDA"), _is("MODEL.ISDA.BOXES", False)),
+    ),
+    *(
+        (f"MODEL.{node}.NMS_SIGMA", _any(_read_by(name), _is(f"MODEL.{node}.NMS_KERNEL", "linear")))
+        for name, node in (("SOLO", "SOLO"), ("SOLOv2", "SOLOV2"))
     ),
     *((f"MODEL.{method.config_node}.*", _read_by(method.__name__)) for method in METHODS),
     (

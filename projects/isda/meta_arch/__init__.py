@@ -3,10 +3,12 @@
 from isda.meta_arch.declarations import Unavailable
 from isda.meta_arch.isda import ISDA
 from isda.meta_arch.istr import ISTR
+from isda.meta_arch.solo import SOLO
+from isda.meta_arch.solov2 import SOLOv2
 
-__all__ = ["ISDA", "ISTR", "METHODS", "methods_with"]
+__all__ = ["ISDA", "ISTR", "METHODS", "SOLO", "SOLOv2", "methods_with"]
 
-METHODS = (ISDA, ISTR)  # what the tools go through, each with its declarations
+METHODS = (ISDA, ISTR, SOLO, SOLOv2)  # what the tools go through, each with its declarations
 
 
 def methods_with(what: str) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "maskness",
     "masks_to_boxes",
     "paste_masks",
+    "paste_rows",
     "select_embedded_instances",
     "select_instances",
 ]
@@ -108,7 +109,7 @@ def select_instances(
         if largest_part:
             probs = largest_parts(probs, threshold, valid)
         order = scores.argsort(descending=True)
-        masks, boxes, occupied = _pasted(probs, rows[order], sizes, threshold, dense)
+        masks, boxes, occupied = paste_rows(probs, rows[order], sizes, threshold)
     order = order[occupied]
     return Instances(
         output_size,
@@ -120,15 +121,17 @@ def select_instances(
     )
 
 
-def _pasted(
-    probs: Tensor,
-    rows: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    threshold: float,
-    dense: bool,
+def paste_rows(
+    probs: Tensor, rows: Tensor, sizes: Sequence[tuple[int, int]], threshold: float
 ) -> tuple[Tensor | EncodedMasks, Boxes, Tensor]:
-    """Masks and boxes of those ``rows`` of ``probs`` that are not empty; which are not, bool."""
-    if not dense:
+    """Masks and boxes of those ``rows`` of ``probs`` that are not empty; which are not, bool.
+
+    Args:
+        probs: ``(m, h, w)`` over the padded image.
+        sizes: (height, width) of the padded image, of the image in it, and of the results.
+    """
+    # One by one, masks would leave a GPU idle.
+    if probs.device.type == "cpu" or not _fits(len(rows), sizes[-1]):
         return _gathered(mask_windows(probs, *sizes, threshold), rows, sizes[-1])
     masks = paste_masks(probs, *sizes, threshold)
     occupied = masks.flatten(1).any(dim=1)[rows]
