@@ -26,8 +26,9 @@ SIZES = {
     "isda": [(131, 170), (230, 97)],
     "isda_boxes": [(131, 170), (230, 97), (90, 128)],  # the last has fewer tokens than queries
     "istr": [(131, 170), (230, 97)],
+    "solov2": [(131, 170), (230, 97)],
 }
-every = pytest.mark.parametrize("name", ["isda", "isda_boxes", "istr"])
+every = pytest.mark.parametrize("name", ["isda", "isda_boxes", "istr", "solov2"])
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from torch import nn
 from isda.engine.architectures import node_with_classes
 from isda.engine.setup import load_config as read_config
 from isda.meta_arch import ISTR
+from isda.meta_arch.grid import GridSegmentor
 from isda.model_zoo import get_config_file, is_known
 from isda.modeling.folding import fold_norms
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
@@ -37,6 +38,7 @@ DETECTRON2_CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
 CLASSES_OF_COCO = 80
 _SMALLEST, _RANGE = 0.03, 0.27  # of instances, in shares of the image's sides
 _DECISIVE = 1000.0
+_CANDIDATES = 500  # scores of SOLO's cells above the threshold, a part of which point NMS leaves
 
 
 def config_path(name: str) -> Path:
@@ -98,6 +100,8 @@ def build_for_inference(cfg: CfgNode) -> nn.Module:
     """
     cfg = cfg.clone()
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    for node in (cfg.MODEL.SOLO, cfg.MODEL.SOLOV2):
+        node.FINAL_THRESH_TEST = 0.0
     torch.manual_seed(0)
     model = fold_norms(build_model(cfg).eval())  # as everything does that predicts
     _spread_boxes(model)
@@ -106,6 +110,8 @@ def build_for_inference(cfg: CfgNode) -> nn.Module:
             _decide(module.cls_score)
     if isinstance(model, ISTR):
         _spread_queries(model)
+    if isinstance(model, GridSegmentor):
+        _spread_cells(model)
     return model
 
 
@@ -205,3 +211,18 @@ def synthetic_inputs(
         image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
         inputs.append({"image": image, "instances": instances})
     return inputs
+
+
+@torch.no_grad()
+def _spread_cells(model: GridSegmentor) -> None:
+    """Some hundred candidates of all classes, as trained SOLOs have, whose masks are half full."""
+    classes = model.head.classes
+    nn.init.normal_(classes.weight, std=classes.weight[0].numel() ** -0.5)
+    scores = classes.out_channels * sum(side**2 for side in model.head.grid_sizes)
+    rarity = torch.special.ndtri(torch.tensor(1 - min(_CANDIDATES / scores, 0.25)))
+    # Behind a norm and a ReLU the logits have a standard deviation of about √½.
+    threshold = torch.logit(torch.tensor(model.selector.score_threshold))
+    nn.init.constant_(classes.bias, float(threshold - rarity * 0.5**0.5))
+    for module in getattr(model.head, "masks", nn.Module()).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.zeros_(module.bias)

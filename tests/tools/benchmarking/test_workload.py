@@ -84,3 +84,12 @@ def test_the_boxes_of_an_untrained_istr_are_in_the_image():
     assert len(instances) == cfg.TEST.DETECTIONS_PER_IMAGE
     sizes = instances.pred_boxes.tensor.view(-1, 2, 2).diff(dim=1)[:, 0] / torch.tensor([96, 64])
     assert sizes.min() > 0.02 and sizes.max() < 0.31
+
+
+@pytest.mark.parametrize("name", ["solo", "solov2"])
+def test_an_untrained_solo_has_candidates_with_masks(name):
+    cfg = load_config(f"shapes/{name}_tiny", ["MODEL.DEVICE", "cpu"])
+    (x,) = synthetic_inputs(1, 64, 96, 0, num_classes(cfg))
+    with torch.no_grad():
+        (output,) = build_for_inference(cfg)([x])
+    assert len(output["instances"]) == cfg.TEST.DETECTIONS_PER_IMAGE
