@@ -330,6 +330,18 @@ def test_models_are_compared_on_the_same_terms(kind, other):
         assert ours.SOLVER.EPOCHS == theirs.SOLVER.EPOCHS
 
 
+@pytest.mark.parametrize("name", ["solo", "solov2"])
+def test_solo_is_compared_on_the_nuclei_on_the_same_terms(name):
+    ours = load_config(str(ROOT / f"configs/nuclei/{name}_mobilenet_v2.yaml"))
+    theirs = load_config(str(ROOT / "configs/nuclei/mask_rcnn_mobilenet_v2.yaml"))
+    assert ours.DATASETS == theirs.DATASETS
+    assert ours.INPUT == theirs.INPUT
+    assert ours.MODEL.TORCH_BACKBONE == theirs.MODEL.TORCH_BACKBONE
+    assert ours.MODEL.FPN == theirs.MODEL.FPN
+    assert ours.MODEL.PIXEL_STD == theirs.MODEL.PIXEL_STD
+    assert ours.TEST.DETECTIONS_PER_IMAGE == theirs.TEST.DETECTIONS_PER_IMAGE
+
+
 FINETUNE = sorted(ROOT.glob("configs/finetune/*.yaml"))
 
 

@@ -3,7 +3,7 @@ import argparse
 import pytest
 import torch
 import yaml
-from toys import ISTR, toy_config, toy_data
+from toys import ISTR, SOLO, SOLOV2, toy_config, toy_data
 
 from isda.engine import setup as configuration
 from isda.engine.setup import ConfigError, check_config, load_config, resolve_schedule, setup
@@ -181,11 +181,41 @@ def test_wrong_values_of_istr(tmp_path, key, value, message):
     check_config(toy_config(tmp_path, f"MODEL.ISTR.{key}", value))  # ISDA does not read it
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("GRID_SIZES", [8, 4], r"GRID_SIZES must be 5 values, each at least 1, got \[8, 4\]"),
+        ("GRID_SIZES", [8, 6, 4, 2, 0], "GRID_SIZES must be 5 values, each at least 1"),
+        ("SCALE_RANGES", [[9, 1]] * 5, r"SCALE_RANGES must be 5 values, each \[smallest, largest"),
+        ("SCALE_RANGES", [[9]] * 5, r"SCALE_RANGES must be 5 values, each \[smallest, largest"),
+        ("HEAD_DIM", 100, "HEAD_DIM must be a positive multiple of 32, for group normalisation"),
+        ("NUM_CONVS", 0, "NUM_CONVS must be at least 1"),
+        ("MASK_STRIDE", 8, "MASK_STRIDE must be one of 2, 4, got 8"),
+        ("NMS_KERNEL", "soft", "NMS_KERNEL must be one of gaussian, linear, got 'soft'"),
+        ("PRE_NMS_TOPK_TEST", 0, "PRE_NMS_TOPK_TEST must be at least 1"),
+        ("FINAL_THRESH_TEST", 1.5, "FINAL_THRESH_TEST must be between 0 and 1"),
+    ],
+)
+@pytest.mark.parametrize("node", ["SOLO", "SOLOV2"])
+def test_wrong_values_of_solo(tmp_path, node, key, value, message):
+    solo = {"SOLO": SOLO, "SOLOV2": SOLOV2}[node]
+    check_config(toy_config(tmp_path, *solo))
+    with pytest.raises(ConfigError, match=rf"MODEL\.{node}\.{message}"):
+        check_config(toy_config(tmp_path, *solo, f"MODEL.{node}.{key}", value))
+    check_config(toy_config(tmp_path, f"MODEL.{node}.{key}", value))  # ISDA does not read it
+
+
 def test_flags_of_the_command_line_are_parsed():
     flags = ["MODEL.ISTR.IMAGE_FEATURE", "False", "MODEL.ISTR.MASK_NOISE", "True"]
     istr = load_config(opts=flags).MODEL.ISTR
     assert istr.IMAGE_FEATURE is False
     assert istr.MASK_NOISE is True
+
+
+def test_classes_of_solo_come_from_the_data(tmp_path):
+    toy_data(tmp_path)
+    args = arguments(toy_config(tmp_path / "out", *SOLOV2, "MODEL.SOLOV2.NUM_CLASSES", 0), tmp_path)
+    assert setup(args).MODEL.SOLOV2.NUM_CLASSES == 2
 
 
 def test_classes_of_istr_come_from_the_data(tmp_path):

@@ -148,6 +148,34 @@ def test_chunked_equals_unchunked(model, monkeypatch):
     assert len(many) > len(few)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_images_are_learnt_by_heart(name):
+    """Targets, losses and inference fit together."""
+    node = "MODEL.SOLOV2" if name == "solov2" else "MODEL.SOLO"
+    model = small_model(name, f"{node}.SCALE_RANGES", "[[1, 96], [1, 96], [9, 9], [9, 9], [9, 9]]")
+    inputs = [image_with(2, seed=seed, pixels=24) for seed in (3, 4)]
+    for x in inputs:  # each square of a grey of its own, as learning noise takes longer
+        for mask, number in zip(x["instances"].gt_masks.tensor, x["instances"].gt_classes):
+            x["image"][:, mask] = 90 + 50 * int(number)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(60):
+        losses = model(inputs)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        results = model.eval()(inputs)
+    for x, result in zip(inputs, results, strict=True):
+        best = result["instances"][:2]
+        assert sorted(best.pred_classes.tolist()) == sorted(x["instances"].gt_classes.tolist())
+        for mask in x["instances"].gt_masks.tensor:
+            overlap = (best.pred_masks & mask).sum(dim=(1, 2))
+            union = (best.pred_masks | mask).sum(dim=(1, 2))
+            assert (overlap / union).max() > 0.8
+
+
 # --- the parts on their own
 
 
