@@ -1,15 +1,17 @@
-"""What travels between the parts of a model: predictions of a set, its targets, encoded masks."""
+"""What travels between the parts of a model: predictions, their targets, encoded masks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 __all__ = [
+    "DensePrediction",
+    "DenseTargets",
     "EmbeddedPrediction",
     "EmbeddedTarget",
     "CellMasks",
@@ -17,6 +19,7 @@ __all__ = [
     "EncodedMasks",
     "GridPrediction",
     "GridTarget",
+    "Locations",
     "NoisedQueries",
     "SetPrediction",
     "SetTarget",
@@ -196,6 +199,71 @@ class GridTarget:
     classes: Tensor  # (n,) int64
     instances: Tensor  # (n,) int64: which of the masks is the cell's
     masks: Tensor  # (m, h, w) bool, over the padded image at the stride of the level's masks
+
+
+@dataclass
+class Locations:
+    """The L cells of a feature pyramid, level after level, each row by row (FCOS, 1904.01355)."""
+
+    sizes: list[tuple[int, int]]  # (height, width) of each level, in cells
+    strides: list[int]  # of each level, in pixels
+    cells: Tensor  # (L, 3) int64: level, row, column
+
+    @classmethod
+    def of(
+        cls, sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
+    ) -> "Locations":
+        """Those of levels of these sizes and strides."""
+        cells = []
+        for level, size in enumerate(sizes):
+            sides = [torch.arange(length, device=device) for length in size]
+            cells.append(F.pad(torch.cartesian_prod(*sides), (1, 0), value=level))
+        return cls([tuple(size) for size in sizes], list(strides), torch.cat(cells))
+
+    @property
+    def starts(self) -> list[int]:
+        """The number of each level's first location."""
+        counts = [height * width for height, width in self.sizes]
+        return [sum(counts[:level]) for level in range(len(counts))]
+
+    def strides_of(self, chosen: Tensor) -> Tensor:
+        """The strides of some locations: ``(n,)`` int64 numbers → ``(n,)`` float32, pixels."""
+        strides = torch.tensor(self.strides, dtype=torch.float32, device=chosen.device)
+        return strides[self.cells[chosen, 0]]
+
+    def points(self, chosen: Tensor) -> Tensor:
+        """The centres of some locations: ``(n,)`` → ``(n, 2)`` float32 as (x, y), pixels."""
+        return (self.cells[chosen][:, [2, 1]] + 0.5) * self.strides_of(chosen)[:, None]
+
+
+@dataclass
+class DensePrediction:
+    """What FCOS's head says of every location; what else is asked of few of them is left open."""
+
+    locations: Locations
+    class_logits: Tensor  # (B, L, K)
+    distances: Tensor  # (B, L, 4) to the box's left, top, right, bottom in strides, at least 0
+    centreness: Tensor  # (B, L) logits
+    tower: list[Tensor]  # of the boxes: (B, C, h, w) per level, of which one may ask more
+
+
+@dataclass
+class DenseTargets:
+    """The P locations that answer for a ground truth, image by image; all others are background."""
+
+    images: Tensor  # (P,) int64
+    locations: Tensor  # (P,) int64
+    instances: Tensor  # (P,) int64: the ground truth, counted in its own image
+    classes: Tensor  # (P,) int64
+    distances: Tensor  # (P, 4) above 0, as those of DensePrediction
+    centreness: Tensor  # (P,) in (0, 1]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, chosen: Tensor) -> "DenseTargets":
+        """Those that a tensor of numbers or of bools chooses."""
+        return DenseTargets(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
 
 class EncodedMasks:

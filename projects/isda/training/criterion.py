@@ -213,12 +213,16 @@ class _Pairs:
         return cls(*(torch.cat(parts) for parts in zip(*per_image, strict=True)))
 
 
-def averaged_count(count: float, device: torch.device) -> Tensor:
-    """``count`` averaged over all processes, at least 1, so that losses can be divided by it."""
-    total = torch.tensor(float(count), device=device)
+def averaged_count(count: float | Tensor, device: torch.device, smallest: float = 1.0) -> Tensor:
+    """``count`` averaged over all processes, at least 1, so that losses can be divided by it.
+
+    Args:
+        smallest: in place of that 1, where no things are counted.
+    """
+    total = torch.as_tensor(count, dtype=torch.float32, device=device).clone()
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(total)
-    return (total / comm.get_world_size()).clamp(min=1)
+    return (total / comm.get_world_size()).clamp(min=smallest)
 
 
 def _own_targets(chosen: Tensor, num_layers: int) -> Matches:

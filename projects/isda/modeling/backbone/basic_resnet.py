@@ -5,9 +5,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
-from isda.modeling.backbone.fpn import with_fpn
+from isda.modeling.backbone.fpn import with_fcos_fpn, with_fpn
 
-__all__ = ["build_basic_resnet_backbone", "build_basic_resnet_fpn_backbone"]
+__all__ = [
+    "build_basic_resnet_backbone",
+    "build_basic_resnet_fpn_backbone",
+    "build_fcos_basic_resnet_fpn_backbone",
+]
 
 BLOCKS_PER_STAGE = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -53,3 +57,9 @@ def build_basic_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 def build_basic_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The same below a feature pyramid of ``cfg.MODEL.FPN``."""
     return with_fpn(cfg, build_basic_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_basic_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The same below FCOS's pyramid: ``p3`` .. ``p7`` of ``res3`` .. ``res5``."""
+    return with_fcos_fpn(cfg, build_basic_resnet_backbone(cfg, input_shape))

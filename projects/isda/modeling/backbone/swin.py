@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from isda.modeling.backbone.fpn import with_fpn
+from isda.modeling.backbone.fpn import with_fcos_fpn, with_fpn
 
-__all__ = ["SwinBackbone", "build_swin_backbone", "build_swin_fpn_backbone"]
+__all__ = [
+    "SwinBackbone",
+    "build_swin_backbone",
+    "build_swin_fpn_backbone",
+    "build_fcos_swin_fpn_backbone",
+]
 
 
 class SwinBackbone(SwinTransformer):
@@ -114,3 +119,9 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
 def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec):
     """The same below Detectron2's FPN: ``p2`` .. ``p6``."""
     return with_fpn(cfg, build_swin_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec):
+    """The same below FCOS's pyramid: ``p3`` .. ``p7`` of ``res3`` .. ``res5``."""
+    return with_fcos_fpn(cfg, build_swin_backbone(cfg, input_shape))

@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from isda.modeling.backbone.folding import load_weights
-from isda.modeling.backbone.fpn import with_fpn
+from isda.modeling.backbone.fpn import with_fcos_fpn, with_fpn
 from isda.modeling.backbone.layers import convert_norms, freeze_norms, pad_like_tensorflow
 from isda.weights_files import others_read_tensors_only
 
-__all__ = ["TorchBackbone", "build_torch_backbone", "build_torch_fpn_backbone"]
+__all__ = [
+    "TorchBackbone",
+    "build_torch_backbone",
+    "build_torch_fpn_backbone",
+    "build_fcos_torch_fpn_backbone",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +149,12 @@ def build_torch_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchBackbone:
 def build_torch_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec):
     """The same below Detectron2's FPN: ``p2`` .. ``p6``."""
     return with_fpn(cfg, build_torch_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_torch_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec):
+    """The same below FCOS's pyramid: ``p3`` .. ``p7`` of ``res3`` .. ``res5``."""
+    return with_fcos_fpn(cfg, build_torch_backbone(cfg, input_shape))
 
 
 def _torchvision_features(name: str, pretrained: bool) -> nn.Module:
