@@ -67,6 +67,10 @@ SMALL = {
         for node in ("SOLO", "SOLOV2")
         for key in ("SCORE_THRESH_TEST", "FINAL_THRESH_TEST", "MASK_THRESHOLD")
     },
+    "MODEL.CONDINST.BRANCH_DIM": 32,
+    "MODEL.CONDINST.SCORE_THRESH_TEST": 0.0,  # after two steps no score reaches 0.05
+    "MODEL.BLENDMASK.BRANCH_DIM": 32,
+    "MODEL.BLENDMASK.SCORE_THRESH_TEST": 0.0,
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 20,
@@ -309,7 +313,7 @@ def test_ablation_changes_what_its_name_says_and_nothing_else(name, changed):
 
 
 @pytest.mark.parametrize("kind", ["nuclei", "shapes"])
-@pytest.mark.parametrize("other", ["mask_rcnn", "istr"])
+@pytest.mark.parametrize("other", ["mask_rcnn", "istr", "condinst", "blendmask"])
 def test_models_are_compared_on_the_same_terms(kind, other):
     ours = load_config(str(ROOT / f"configs/{kind}/isda_tiny.yaml"))
     theirs = load_config(str(ROOT / f"configs/{kind}/{other}_tiny.yaml"))
@@ -423,6 +427,8 @@ READERS = {
     "Base-ISTR.yaml": [],
     "Base-SOLO.yaml": [],
     "Base-SOLOv2.yaml": [],
+    "Base-CondInst.yaml": [],
+    "Base-BlendMask.yaml": [],
     "finetune/isda_mobilenet_v2.yaml": [],
     "COCO-InstanceSegmentation/isda_swin_tiny_42ep.yaml": [],
     "COCO-InstanceSegmentation/isda_vit_base_42ep.yaml": [],

@@ -14,6 +14,8 @@ from isda._warnings import ignore_known_warnings
 
 __all__ = [
     "Predictor",
+    "add_blendmask_config",
+    "add_condinst_config",
     "add_config",
     "add_isda_config",
     "add_istr_config",

@@ -2,12 +2,20 @@
 
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_config", "add_isda_config", "add_istr_config", "add_solo_config"]
+__all__ = [
+    "add_blendmask_config",
+    "add_condinst_config",
+    "add_config",
+    "add_isda_config",
+    "add_istr_config",
+    "add_solo_config",
+]
 
 
 def add_config(cfg: CN) -> None:
     """Add the keys of all methods, as :func:`add_isda_config` adds those of one."""
-    for add in (add_isda_config, add_istr_config, add_solo_config):
+    methods = (add_isda_config, add_istr_config, add_solo_config)
+    for add in (*methods, add_condinst_config, add_blendmask_config):
         add(cfg)
 
 
@@ -42,6 +50,18 @@ def add_solo_config(cfg: CN) -> None:
     cfg.MODEL.SOLOV2 = _grid_node(head_dim=512, num_convs=4)
     cfg.MODEL.SOLOV2.MASK_HEAD_DIM = 128  # width inside the mask feature head
     cfg.MODEL.SOLOV2.MASK_DIM = 256  # channels of mask features and kernels
+
+
+def add_condinst_config(cfg: CN) -> None:
+    """Add the keys of CondInst, and the shared ones; as :func:`add_isda_config`."""
+    _add_shared(cfg)
+    _add_condinst(cfg)
+
+
+def add_blendmask_config(cfg: CN) -> None:
+    """Add the keys of BlendMask, and the shared ones; as :func:`add_isda_config`."""
+    _add_shared(cfg)
+    _add_blendmask(cfg)
 
 
 def _add_shared(cfg: CN) -> None:
@@ -177,6 +197,51 @@ def _grid_node(head_dim: int, num_convs: int) -> CN:
     node.NMS_KERNEL = "gaussian"  # how it lowers scores: or "linear"
     node.NMS_SIGMA = 2.0  # of the Gaussian kernel exp(-σ·IoU²)
     node.FINAL_THRESH_TEST = 0.05  # what it leaves above is returned
+    node.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
+    return node
+
+
+def _add_condinst(cfg: CN) -> None:
+    cfg.MODEL.CONDINST = _fcos()
+    cfg.MODEL.CONDINST.BRANCH_CONVS = 4  # after the sum of the levels
+    cfg.MODEL.CONDINST.NORM = "BN"  # of the mask branch: "BN", "SyncBN", "GN" or "" for none
+    cfg.MODEL.CONDINST.MASK_DIM = 8  # features that every instance's mask head reads
+    # Locations per process and step whose masks are learned, drawn at random from more.
+    cfg.MODEL.CONDINST.MAX_MASKS_TRAIN = 500
+    # Learn the class of every cell too, as an auxiliary task; inference does without.
+    cfg.MODEL.CONDINST.SEMANTIC = False
+
+
+def _add_blendmask(cfg: CN) -> None:
+    cfg.MODEL.BLENDMASK = _fcos()
+    cfg.MODEL.BLENDMASK.BRANCH_CONVS = 3  # after the sum of the levels, before the last upsampling
+    cfg.MODEL.BLENDMASK.NORM = "SyncBN"  # of the mask branch: "BN", "SyncBN", "GN" or "" for none
+    cfg.MODEL.BLENDMASK.NUM_BASES = 4
+    cfg.MODEL.BLENDMASK.ATTENTION_SIZE = 14  # M: cells of an attention map, along each side
+    cfg.MODEL.BLENDMASK.MASK_SIZE = 56  # R: cells of a mask inside its box, along each side
+    # Learn the class of every cell too, as an auxiliary task; inference does without.
+    cfg.MODEL.BLENDMASK.SEMANTIC = True
+    cfg.MODEL.BLENDMASK.SEMANTIC_WEIGHT = 0.3
+
+
+def _fcos() -> CN:
+    """Keys that CondInst and BlendMask have in common, each in its own node."""
+    node = CN()
+    # K. 0 takes the number of classes from the metadata of the training data set.
+    node.NUM_CLASSES = 0
+    # Backbone outputs for boxes, finest first, each half as fine as the one before; a level is for
+    # boxes whose farthest side is 4 to 8 of its strides away.
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    node.NUM_CONVS = 4  # of the class tower, and of the box tower
+    # Backbone outputs from which mask features are made, up to stride 32. Masks have half the
+    # stride of the first.
+    node.BRANCH_IN_FEATURES = ["p3", "p4", "p5"]
+    node.BRANCH_DIM = 128  # width of the mask branch and of the semantic head
+    # Inference: class probability times centreness above which a box is kept, the IoU above which
+    # of two boxes of a class the worse goes, and boxes of each level before that.
+    node.SCORE_THRESH_TEST = 0.05
+    node.NMS_THRESH_TEST = 0.6
+    node.TOPK_CANDIDATES_TEST = 1000
     node.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
     return node
 

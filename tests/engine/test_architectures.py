@@ -34,6 +34,8 @@ class WithoutClasses(nn.Module):
         ("ISTR", "ISTR"),
         ("SOLO", "SOLO"),
         ("SOLOv2", "SOLOV2"),
+        ("CondInst", "CONDINST"),
+        ("BlendMask", "BLENDMASK"),
         ("GeneralizedRCNN", "ROI_HEADS"),
         ("PanopticFPN", "ROI_HEADS"),
         ("RetinaNet", "RETINANET"),

@@ -8,7 +8,18 @@ import yaml
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_lr_scheduler
 from recording import keys_read
-from toys import CHANNELS, ISTR, RETINANET, SOLO, SOLOV2, call, toy_config, toy_data
+from toys import (
+    BLENDMASK,
+    CHANNELS,
+    CONDINST,
+    ISTR,
+    RETINANET,
+    SOLO,
+    SOLOV2,
+    call,
+    toy_config,
+    toy_data,
+)
 
 from isda.data.augmentation import build_augmentations
 from isda.engine import config_keys
@@ -42,6 +53,8 @@ MODELS = {
     "istr": ISTR,
     "solo": SOLO,
     "solov2": SOLOV2,
+    "condinst": CONDINST,
+    "blendmask": BLENDMASK,
     "rcnn": RCNN,
     "mask_rcnn": MASK_RCNN,
     "cascade": CASCADE,
@@ -163,7 +176,10 @@ def changed(value):
     return value
 
 
-@pytest.mark.parametrize("name", ["isda", "istr", "solo", "solov2", "mask_rcnn", "retinanet"])
+@pytest.mark.parametrize(
+    "name",
+    ["isda", "istr", "solo", "solov2", "condinst", "blendmask", "mask_rcnn", "retinanet"],
+)
 def test_what_holds_on_resume_does_not_shape_the_model(tmp_path, name):
     def shapes(cfg):
         return {k: tuple(v.shape) for k, v in build_model(cfg).state_dict().items()}

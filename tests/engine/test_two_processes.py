@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
-from toys import BOXES, ISTR, SOLOV2, same_size_config, same_weights, toy_data
+from toys import (
+    BLENDMASK,
+    BOXES,
+    CONDINST,
+    ISTR,
+    SOLOV2,
+    same_size_config,
+    same_weights,
+    toy_data,
+)
 
 from isda.engine.trainer import Trainer
 
@@ -66,6 +75,8 @@ def outcome(tmp_path_factory):
         ("istr", (*ISTR, "SOLVER.BASE_LR", 1e-4)),
         ("boxes", (*BOXES, "MODEL.ISDA.DENOISING_QUERIES", 0)),
         ("solov2", SOLOV2),
+        ("condinst", CONDINST),
+        ("blendmask", BLENDMASK),
     ],
 )
 def test_two_processes_of_one_image_equal_one_process_of_two(
@@ -88,7 +99,7 @@ def test_two_processes_of_one_image_equal_one_process_of_two(
 def test_an_image_without_instances_in_one_process_stops_nobody(outcome):
     # Of the toy images the first has none, and three steps of two images show all five.
     _, (first, _) = outcome
-    for model in ("weights", "istr", "boxes", "random", "solov2"):
+    for model in ("weights", "istr", "boxes", "random", "solov2", "condinst", "blendmask"):
         assert all(torch.isfinite(tensor).all() for tensor in first[model].values())
 
 

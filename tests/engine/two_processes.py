@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from toys import BOXES, ISTR, SOLOV2, register_toy_data, same_size_config
+from toys import BLENDMASK, BOXES, CONDINST, ISTR, SOLOV2, register_toy_data, same_size_config
 
 from isda.engine.launch import argument_parser, run
 from isda.engine.own_data import use_own_data
@@ -56,6 +56,8 @@ def main(args):
     boxes = train(same_size_config(output / "boxes", *alike))
     random = train(same_size_config(output / "random", *BOXES, "MODEL.ISDA.MASK_POINTS", 60))
     solov2 = train(same_size_config(output / "solov2", *SOLOV2))
+    condinst = train(same_size_config(output / "condinst", *CONDINST))
+    blendmask = train(same_size_config(output / "blendmask", *BLENDMASK))
     poisoned = same_size_config(
         output / "poisoned",
         *("MODEL.META_ARCHITECTURE", "PoisonedISDA", "DATASETS.TRAIN", ("poisoned",)),
@@ -76,6 +78,8 @@ def main(args):
         "boxes": boxes.checkpointer.model.state_dict(),
         "random": random.checkpointer.model.state_dict(),
         "solov2": solov2.checkpointer.model.state_dict(),
+        "condinst": condinst.checkpointer.model.state_dict(),
+        "blendmask": blendmask.checkpointer.model.state_dict(),
         "poisoned": skipped.checkpointer.model.state_dict(),
         "messages": messages,
     }

@@ -44,8 +44,8 @@ _ON_RESUME = (
     ("MODEL.*.USE_FED_LOSS MODEL.*.FED_LOSS_* MODEL.*.TRAIN_ON_PRED_BOXES", HOLDS),
     ("MODEL.*.NORMALIZE_LOSS_* MODEL.*.MIN_KEYPOINTS_* MODEL.PANOPTIC_FPN.*", HOLDS),
     ("MODEL.*.DROPOUT MODEL.*.DROP_PATH_RATE MODEL.*.GRADIENT_CHECKPOINTING", HOLDS),
-    ("MODEL.*.MASK_NOISE MODEL.*.LARGEST_PART", HOLDS),
     ("MODEL.*.SCALE_RANGES MODEL.*.NMS_KERNEL MODEL.*.NMS_SIGMA", HOLDS),
+    ("MODEL.*.MASK_NOISE MODEL.*.LARGEST_PART MODEL.*.MAX_MASKS_TRAIN", HOLDS),
     ("MODEL.*", REFUSED),
     ("INPUT.FORMAT", REFUSED),
     ("INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.MAX_SIZE_TRAIN", HOLDS),
@@ -138,6 +138,10 @@ _BACKBONES = {
     "build_swin_backbone": {"SWIN"},
     "build_swin_fpn_backbone": {"SWIN", "FPN"},
     "build_vit_backbone": {"VIT"},
+    "build_fcos_resnet_fpn_backbone": _RESNET_FPN,
+    "build_fcos_basic_resnet_fpn_backbone": _RESNET_FPN,
+    "build_fcos_swin_fpn_backbone": {"SWIN", "FPN"},
+    "build_fcos_torch_fpn_backbone": {"TORCH_BACKBONE", "FPN"},
     "build_torch_backbone": {"TORCH_BACKBONE"},
     "build_torch_fpn_backbone": {"TORCH_BACKBONE", "FPN"},
 }
@@ -149,7 +153,7 @@ def _backbone_without(*nodes: str) -> Condition:
     return _is("MODEL.BACKBONE.NAME", *without)
 
 
-_BASIC = ("build_basic_resnet_backbone", "build_basic_resnet_fpn_backbone")
+_BASIC = tuple(name for name in _BACKBONES if "_basic_resnet_" in name)
 _NEVER: Condition = _because("")  # always in effect
 _RCNN = _read_by("GeneralizedRCNN")
 _EPOCHS, _NO_EPOCHS = _above_0("SOLVER.EPOCHS"), _is("SOLVER.EPOCHS", 0)
@@ -169,6 +173,10 @@ _IDLE = (
     *(
         (f"MODEL.{node}.NMS_SIGMA", _any(_read_by(name), _is(f"MODEL.{node}.NMS_KERNEL", "linear")))
         for name, node in (("SOLO", "SOLO"), ("SOLOv2", "SOLOV2"))
+    ),
+    (
+        "MODEL.BLENDMASK.SEMANTIC_WEIGHT",
+        _any(_read_by("BlendMask"), _is("MODEL.BLENDMASK.SEMANTIC", False)),
     ),
     *((f"MODEL.{method.config_node}.*", _read_by(method.__name__)) for method in METHODS),
     (

@@ -1,14 +1,17 @@
 """Meta-architectures: each wires its parts and registers itself with Detectron2."""
 
+from isda.meta_arch.blendmask import BlendMask
+from isda.meta_arch.condinst import CondInst
 from isda.meta_arch.declarations import Unavailable
 from isda.meta_arch.isda import ISDA
 from isda.meta_arch.istr import ISTR
 from isda.meta_arch.solo import SOLO
 from isda.meta_arch.solov2 import SOLOv2
 
-__all__ = ["ISDA", "ISTR", "METHODS", "SOLO", "SOLOv2", "methods_with"]
+__all__ = ["ISDA", "ISTR", "METHODS", "SOLO", "BlendMask", "CondInst", "SOLOv2", "methods_with"]
 
-METHODS = (ISDA, ISTR, SOLO, SOLOv2)  # what the tools go through, each with its declarations
+# What the tools go through, each with its declarations.
+METHODS = (ISDA, ISTR, SOLO, SOLOv2, CondInst, BlendMask)
 
 
 def methods_with(what: str) -> str:

@@ -181,6 +181,7 @@ def convolution_at(
     rows = (images[:, None] * tokens.shape[1] + numbers).clamp(min=0)
     # The derivative of an embedding is fast; that of an index is not.
     patches = F.embedding(rows, tokens.flatten(0, 1)) * exists[..., None]  # (n, 9, C)
+    patches = patches.to(conv.weight.dtype)  # half precision, where autocast has ended since
     kernel = conv.weight.flatten(2).transpose(1, 2)  # (out, 9, C)
     return F.linear(patches.flatten(1), kernel.flatten(1), conv.bias)
 

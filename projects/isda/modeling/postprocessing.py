@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from isda.modeling.parts import largest_parts
+from isda.modeling.upsampling import aligned_bilinear
 from isda.modeling.windows import (
     CellWindow,
     first_and_end,
@@ -27,6 +28,7 @@ from isda.structures import EmbeddedPrediction, EncodedMasks, SetPrediction, enc
 __all__ = [
     "MaskWindow",
     "best_pairs",
+    "binary_masks",
     "boxed_instances",
     "encode_masks",
     "mask_windows",
@@ -291,23 +293,44 @@ def maskness(probs: Tensor, threshold: float = 0.5) -> Tensor:
     return (probs * inside).sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) + 1e-5)
 
 
+def binary_masks(
+    probs: Tensor,
+    padded_size: tuple[int, int],
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    threshold: float = 0.5,
+    aligned: bool = False,
+) -> Tensor | EncodedMasks:
+    """All of n masks, empty ones too: as :func:`paste_masks`, or encoded where they are large."""
+    sizes = (padded_size, image_size, output_size)
+    fits = _fits(len(probs), output_size)
+    if fits and probs.device.type != "cpu":  # one by one, masks would leave a GPU idle
+        return paste_masks(probs, *sizes, threshold, aligned)
+    windows = mask_windows(probs, *sizes, threshold, aligned=aligned)
+    return (_filled if fits else _encoded)(windows, output_size)
+
+
 def paste_masks(
     probs: Tensor,
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
     threshold: float = 0.5,
+    aligned: bool = False,
 ) -> Tensor:
     """Binary masks at the output size from ``(n, h, w)`` probabilities over the padded image.
 
     Probabilities are upsampled to the padded size, cut to the image, resized and compared, a few
     masks at a time: only the boolean result grows with n.
+
+    Args:
+        aligned: upsample by :func:`isda.modeling.upsampling.aligned_bilinear`.
     """
     masks = probs.new_empty(len(probs), *output_size, dtype=torch.bool)
     pixels = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
     count = max(_CHUNK_PIXELS // pixels, 1)
     for start in range(0, len(probs), count):
-        full = _resize(probs[None, start : start + count], padded_size)
+        full = _upsample(probs[None, start : start + count], padded_size, aligned)
         full = _resize(full[..., : image_size[0], : image_size[1]], output_size)
         torch.gt(full[0], threshold, out=masks[start : start + count])
     return masks
@@ -333,6 +356,7 @@ def mask_windows(
     threshold: float = 0.5,
     corners: Sequence[tuple[int, int]] | None = None,
     cells: tuple[int, int] | None = None,
+    aligned: bool = False,
 ) -> list[MaskWindow]:
     """As :func:`paste_masks`, but only what surrounds each instance is made.
 
@@ -343,6 +367,7 @@ def mask_windows(
             the part no cell is above the threshold, nor in the two next to its edges inside, if
             they are not the map's own edges.
         cells: ``(h, w)`` of those maps, which divide the padded size.
+        aligned: as for :func:`paste_masks`.
     """
     edges = [
         edge.tolist()
@@ -355,17 +380,21 @@ def mask_windows(
     for mask, corner, top, bottom, left, right in zip(probs, corners, *edges, strict=True):
         if _divide(cells, padded_size):
             factors = [size // count for size, count in zip(padded_size, cells, strict=True)]
-            part, first = _upsampled_part(mask, (top, left), (bottom, right), factors)
+            part, first = _upsampled_part(mask, (top, left), (bottom, right), factors, aligned)
             start = [f * (a + b) for f, a, b in zip(factors, corner, first, strict=True)]
         else:
-            part, start = _resize(mask[None, None], padded_size)[0, 0], (0, 0)
+            part, start = _upsample(mask[None, None], padded_size, aligned)[0, 0], (0, 0)
         part = part[: max(image_size[0] - start[0], 0), : max(image_size[1] - start[1], 0)]
         windows.append(_window(part, start, image_size, output_size, threshold))
     return windows
 
 
 def _upsampled_part(
-    probs: Tensor, first: tuple[int, int], end: tuple[int, int], factors: Sequence[int]
+    probs: Tensor,
+    first: tuple[int, int],
+    end: tuple[int, int],
+    factors: Sequence[int],
+    aligned: bool,
 ) -> tuple[Tensor, list[int]]:
     """``probs`` enlarged by ``factors``, as far as the cells from ``first`` to ``end`` matter.
 
@@ -375,7 +404,7 @@ def _upsampled_part(
     first = [max(cell - _MARGIN, 0) for cell in first]
     part = probs[first[0] : end[0] + _MARGIN, first[1] : end[1] + _MARGIN]
     sizes = [factor * cells for factor, cells in zip(factors, part.shape)]
-    return _resize(part[None, None], sizes)[0, 0], first
+    return _upsample(part[None, None], sizes, aligned)[0, 0], first
 
 
 def _window(
@@ -462,6 +491,15 @@ def masks_to_boxes(masks: Tensor) -> Boxes:
     left, right = first_and_end(masks.any(dim=1))
     top, bottom = first_and_end(masks.any(dim=2))
     return Boxes(torch.stack([left, top, right, bottom], dim=1).float())
+
+
+def _upsample(masks: Tensor, size: Sequence[int], aligned: bool) -> Tensor:
+    """``(B, C, h, w)`` to ``size``; aligned, that is the same whole multiple of both sides."""
+    if not aligned:
+        return _resize(masks, size)
+    factor = size[0] // masks.shape[2]
+    assert [factor * cells for cells in masks.shape[2:]] == [*size], (masks.shape, size)
+    return aligned_bilinear(masks, factor)
 
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
