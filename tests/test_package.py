@@ -26,16 +26,7 @@ def test_the_operator_needs_neither_detectron2_nor_models():
     assert result.stdout == "[]\n", result.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "add_config",
-        "add_isda_config",
-        "add_istr_config",
-        "add_condinst_config",
-        "add_blendmask_config",
-    ],
-)
+@pytest.mark.parametrize("name", ["add_config", "add_isda_config", "add_istr_config"])
 def test_asking_for_the_config_registers_everything_in_silence(name):
     result = run(
         f"from isda import {name}\n"

@@ -179,7 +179,9 @@ def _joined(pieces: list[_Piece]) -> Tensor:
     tensors = list({piece.rule.part: piece.tensor for piece in pieces}.values())
     # Parts that cannot be joined are told of as a wrong shape, that of the first.
     joinable = all(tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors)
-    return torch.cat(tensors) if len(tensors) > 1 and joinable else tensors[0]
+    # Numbers count as vectors of one.
+    parts = [torch.atleast_1d(tensor) for tensor in tensors]
+    return torch.cat(parts) if len(tensors) > 1 and joinable else tensors[0]
 
 
 def _grouped(what: str, reasons: dict[str, str]) -> list[str]:

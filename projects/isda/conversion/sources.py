@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from isda.conversion.deformable_detr import AUTHORS, HUGGING_FACE, MMDETECTION
+from isda.conversion.fcos import AUTHORS_BLENDMASK, AUTHORS_CONDINST, MMDETECTION_CONDINST
 from isda.conversion.isda import PUBLISHED_ISDA
 from isda.conversion.istr import PUBLISHED_ISTR
 from isda.conversion.resnet import HUGGING_FACE_RESNET, TIMM, TORCHVISION
@@ -20,6 +21,9 @@ SOURCES: dict[str, Source] = {
     "decoupled-solo": DECOUPLED_SOLO,
     "solov2": SOLOV2,
     "adelaidet-solov2": ADELAIDET_SOLOV2,
+    "condinst": AUTHORS_CONDINST,
+    "blendmask": AUTHORS_BLENDMASK,
+    "mmdet-condinst": MMDETECTION_CONDINST,
     "deformable-detr": AUTHORS,
     "hf-deformable-detr": HUGGING_FACE,
     "mmdet-deformable-detr": MMDETECTION,
