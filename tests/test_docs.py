@@ -14,7 +14,7 @@ PAGES = [
     "docs/CUSTOM_DATA.md",
     *("docs/CONFIG.md", "docs/EXPORT.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md"),
     "docs/MASK_EMBEDDING.md",
-    *("docs/MODEL_ZOO.md", "docs/OP.md", "docs/SOLO.md", "docs/WEIGHTS.md"),
+    *("docs/CONDINST.md", "docs/MODEL_ZOO.md", "docs/OP.md", "docs/SOLO.md", "docs/WEIGHTS.md"),
 ]
 
 
