@@ -28,7 +28,7 @@ def resnet(norm="FrozenBN"):
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res5"]
     net = build_basic_resnet_backbone(cfg, ShapeSpec(channels=3))
     for module in net.modules():
-        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
+        if isinstance(module, FrozenBatchNorm2d | nn.modules.batchnorm._BatchNorm):
             randomise(module)
     return net.eval()
 
@@ -43,7 +43,7 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN", "SyncBN", "naiveSyncBN"])
 def test_outputs_and_state_dict_stay(norm):
     net = resnet(norm)
     expected, state = outputs(net), copy.deepcopy(net.state_dict())

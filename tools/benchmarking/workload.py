@@ -17,6 +17,7 @@ from torch import nn
 from isda.engine.architectures import node_with_classes
 from isda.engine.setup import load_config as read_config
 from isda.meta_arch import ISTR
+from isda.meta_arch.fcos import FCOSSegmentor
 from isda.meta_arch.grid import GridSegmentor
 from isda.model_zoo import get_config_file, is_known
 from isda.modeling.folding import fold_norms
@@ -102,6 +103,8 @@ def build_for_inference(cfg: CfgNode) -> nn.Module:
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     for node in (cfg.MODEL.SOLO, cfg.MODEL.SOLOV2):
         node.FINAL_THRESH_TEST = 0.0
+    for node in (cfg.MODEL.CONDINST, cfg.MODEL.BLENDMASK):
+        node.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(0)
     model = fold_norms(build_model(cfg).eval())  # as everything does that predicts
     _spread_boxes(model)
@@ -112,6 +115,8 @@ def build_for_inference(cfg: CfgNode) -> nn.Module:
         _spread_queries(model)
     if isinstance(model, GridSegmentor):
         _spread_cells(model)
+    if isinstance(model, FCOSSegmentor):
+        _spread_locations(model)
     return model
 
 
@@ -226,3 +231,12 @@ def _spread_cells(model: GridSegmentor) -> None:
     for module in getattr(model.head, "masks", nn.Module()).modules():
         if isinstance(module, nn.Conv2d):
             nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def _spread_locations(model: FCOSSegmentor) -> None:
+    """Boxes of four strides around every location: of neighbours, NMS leaves both."""
+    _zero(model.head.distances)
+    nn.init.constant_(model.head.distances.bias, 2.0)
+    classes = model.head.classes
+    nn.init.normal_(classes.weight, std=classes.weight[0].numel() ** -0.5)

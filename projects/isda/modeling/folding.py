@@ -2,11 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 __all__ = ["FoldedConv2d", "fold_norms"]
+
+# In evaluation mode they are all the same; norms of other types do more, and would lose it.
+_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
@@ -23,8 +26,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
         ``model``.
     """
     for module in model.modules():
-        # Other types do more than these two, and would lose it.
-        if type(module) is Conv2d and type(module.norm) in (FrozenBatchNorm2d, nn.BatchNorm2d):
+        if type(module) is Conv2d and type(module.norm) in _NORMS:
             module.__class__ = FoldedConv2d
             module.register_load_state_dict_post_hook(_refold)
             module.train(module.training)

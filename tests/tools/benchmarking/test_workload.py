@@ -86,8 +86,8 @@ def test_the_boxes_of_an_untrained_istr_are_in_the_image():
     assert sizes.min() > 0.02 and sizes.max() < 0.31
 
 
-@pytest.mark.parametrize("name", ["solo", "solov2"])
-def test_an_untrained_solo_has_candidates_with_masks(name):
+@pytest.mark.parametrize("name", ["solo", "solov2", "condinst", "blendmask"])
+def test_an_untrained_dense_model_has_candidates_with_masks(name):
     cfg = load_config(f"shapes/{name}_tiny", ["MODEL.DEVICE", "cpu"])
     (x,) = synthetic_inputs(1, 64, 96, 0, num_classes(cfg))
     with torch.no_grad():
