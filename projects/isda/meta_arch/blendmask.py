@@ -166,8 +166,7 @@ class BlendMask(FCOSSegmentor):
         found = self.detections(prediction, index)
         boxes = Boxes(found.boxes)
         boxes.clip(image_size)  # as they are pasted; else masks at the border are misplaced
-        images = torch.full_like(found.locations, index)
-        attention = self.attention(prediction.dense, images, found.locations)
+        attention = self.attention.of_image(prediction.dense, index, found.locations)
         regions = self.blender.pool(prediction.mask_features[index, None], [boxes.tensor])
         instances = Instances(
             image_size,

@@ -179,7 +179,7 @@ class CondInst(FCOSSegmentor):
         instances = detector_postprocess(instances, *output_size)
         chosen = instances.locations
         instances.remove("locations")
-        parameters = self.controller(prediction.dense, torch.full_like(chosen, index), chosen)
+        parameters = self.controller.of_image(prediction.dense, index, chosen)
         features = prediction.mask_features[index]
         instances.pred_masks = binary_masks(
             self._probs(prediction.dense, features, parameters.float(), chosen),

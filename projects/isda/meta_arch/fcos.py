@@ -208,11 +208,12 @@ class FCOSSegmentor(InstanceSegmentor, abstract=True):
         if instances.has("gt_boxes"):  # Detectron2's mapper leaves it out of an empty image
             boxes = instances.gt_boxes.tensor
         drawn = ground_truth_masks(instances)
+        masks = ground_truth_bitmasks(instances).to(self.device)
         return GroundTruth(
             classes=instances.gt_classes.to(self.device),
             boxes=boxes.to(self.device, torch.float32),
-            masks=ground_truth_bitmasks(instances).to(self.device),
-            drawn=drawn.to(self.device),
+            masks=masks,
+            drawn=BitMasks(masks) if isinstance(drawn, BitMasks) else drawn,
         )
 
     def targets(self, dense: DensePrediction, truths: list[GroundTruth]) -> DenseTargets:

@@ -171,6 +171,12 @@ class PointwiseHead(nn.Module):
         """
         return convolution_at(self.conv, prediction.tower, prediction.locations, images, chosen)
 
+    def of_image(self, prediction: DensePrediction, image: int, chosen: Tensor) -> Tensor:
+        """The same for ``(n,)`` locations of one image, without a look at the others."""
+        tower = [x[image, None] for x in prediction.tower]
+        images = torch.zeros_like(chosen)
+        return convolution_at(self.conv, tower, prediction.locations, images, chosen)
+
 
 def convolution_at(
     conv: nn.Conv2d, levels: Sequence[Tensor], locations: Locations, images: Tensor, chosen: Tensor
@@ -178,7 +184,7 @@ def convolution_at(
     """The values of a 3×3 convolution with padding 1 at chosen locations: ``(n, channels)``."""
     tokens = _side_by_side(levels)  # (B, L, C)
     numbers, exists = _neighbours(locations, chosen)
-    rows = (images[:, None] * tokens.shape[1] + numbers).clamp(min=0)
+    rows = images[:, None] * tokens.shape[1] + numbers
     # The derivative of an embedding is fast; that of an index is not.
     patches = F.embedding(rows, tokens.flatten(0, 1)) * exists[..., None]  # (n, 9, C)
     patches = patches.to(conv.weight.dtype)  # half precision, where autocast has ended since
