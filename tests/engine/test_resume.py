@@ -12,7 +12,7 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from toys import BOXES, same_weights, toy_config, toy_data
 
-from isda.engine.hooks import tidy_metrics
+from isda.engine.hooks import is_evaluated, tidy_metrics
 from isda.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,6 +80,43 @@ def test_resuming_a_finished_training_trains_no_more(tmp_path):
     before = (tmp_path / "out" / "model_final.pth").read_bytes()
     assert "segm" in Trainer.train(train(cfg, resume=True))
     assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
+
+
+def evaluations(folder):
+    """Iterations with an evaluation and its AP, the best one, and the iterations of all lines."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    best = torch.load(folder / "model_best.pth")
+    found = {line["iteration"]: line["segm/AP"] for line in lines if "segm/AP" in line}
+    return found, (best["iteration"], best["value"]), {line["iteration"] for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [2, 3])
+def test_an_interrupted_evaluation_is_made_up_for(tmp_path, monkeypatch, killed):
+    """Its checkpoint has been written, and resuming goes on after it."""
+    toy_data(tmp_path)
+    opts = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2)
+    train(toy_config(tmp_path / "straight", *opts))
+    evaluate, calls = Trainer.evaluate, []
+
+    def kill(trainer):
+        calls.append(trainer.iter)
+        if len(calls) > 1:  # written at once, and not with the next twentieth step
+            assert is_evaluated(str(tmp_path / "out"), 2 * len(calls) - 3)
+        if len(calls) == killed:
+            raise KeyboardInterrupt
+        return evaluate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_config(tmp_path / "out", *opts))
+    train(toy_config(tmp_path / "out", *opts), resume=True)
+    expected = evaluations(tmp_path / "straight")
+    assert evaluations(tmp_path / "out") == expected
+    assert list(expected[0]) == [1, 3, 6]
+    ours, theirs = (torch.load(tmp_path / x / "model_final.pth") for x in ("straight", "out"))
+    assert same_weights(ours["model"], theirs["model"])
 
 
 def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, caplog):

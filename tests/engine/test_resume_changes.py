@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from test_config_keys import changed
 from toys import call, register_toy_data, same_weights, toy_config, toy_data
 
@@ -163,7 +164,8 @@ def test_the_best_evaluation_is_renumbered_with_the_batch(half):
     torch.save(contents | {"model": {"weight": torch.zeros(2)}}, half / "model_best.pth")
     trainer = resumed(half, "DATASETS.TEST", ("toy",), "SOLVER.IMS_PER_BATCH", 1)
     best = next(hook for hook in trainer._hooks if type(hook).__name__ == "BestCheckpointer")
-    best.before_train()
+    with EventStorage() as trainer.storage:
+        best.before_train()
     assert best.best_iteration == 7  # the last of eight steps of one image, as of four of two
 
 

@@ -5,18 +5,28 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from isda import strict_json
 from isda.checkpoint import BEST, Checkpointer, WeightsError
 from isda.files import copy_file, write_error, write_text
 from isda.weights_files import read_checkpoint
 
-__all__ = ["BestCheckpointer", "EarlyStopper", "MetricsWriter", "TrainingStopped", "tidy_metrics"]
+__all__ = [
+    "BestCheckpointer",
+    "EarlyStopper",
+    "Evaluation",
+    "MetricsWriter",
+    "PeriodicWriter",
+    "TrainingStopped",
+    "is_evaluated",
+    "tidy_metrics",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +53,60 @@ class MetricsWriter(JSONWriter):
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what write could not write is tried once more
             super().close()
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """Detectron2's, which also writes what an evaluation found at once: a kill may be near."""
+
+    def __init__(self, writers: list[EventWriter], period: int, evaluation_period: int):
+        super().__init__(writers, period)
+        self.evaluation_period = evaluation_period
+
+    def before_train(self) -> None:
+        if self.trainer.storage.latest():  # an evaluation that has been made up for
+            self._write()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.evaluation_period and (self.trainer.iter + 1) % self.evaluation_period == 0:
+            self._write()
+
+    def _write(self) -> None:
+        for writer in self._writers:
+            if not isinstance(writer, CommonMetricPrinter):  # the evaluation has been printed
+                writer.write()
+
+
+class Evaluation(hooks.EvalHook):
+    """Detectron2's, which makes up for an evaluation that a kill has taken.
+
+    A checkpoint is written before the evaluation of the same iteration: who resumes it would miss
+    that one. It belongs before the ``BestCheckpointer`` and the ``PeriodicWriter``.
+    """
+
+    def __init__(self, period: int, function: Callable[[], dict], output_dir: str):
+        super().__init__(period, function)
+        self.output_dir = output_dir
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        due = self._period > 0 and done % self._period == 0 and 0 < done < self.trainer.max_iter
+        if not due or is_evaluated(self.output_dir, done - 1):
+            return
+        logger.info("The evaluation after %d iterations was interrupted: once more", done)
+        self.trainer.storage.iter = done - 1
+        self._do_eval()
+        self.trainer.storage.iter = done
+
+
+def is_evaluated(output_dir: str, iteration: int) -> bool:
+    """Whether ``metrics.json`` has an evaluation of an iteration; the main process decides."""
+    path, found = Path(output_dir) / "metrics.json", False
+    if comm.is_main_process() and path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        of_iteration = [json.loads(line) for line in lines if _iteration(line) == iteration]
+        found = any(key.endswith("/AP") for content in of_iteration for key in content)
+    return comm.all_gather(found)[0]
 
 
 class BestCheckpointer(HookBase):
@@ -84,6 +148,8 @@ class BestCheckpointer(HookBase):
             if batch and solver.EPOCHS > 0:
                 iteration = rescaled(iteration, batch / solver.IMS_PER_BATCH)
             self.best_iteration = iteration
+        if self.metric in self.trainer.storage.latest():  # of an interrupted evaluation
+            self._keep_if_better()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

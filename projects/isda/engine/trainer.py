@@ -27,8 +27,11 @@ from isda.engine.evaluation import PREDICTIONS, build_evaluator, evaluation_fold
 from isda.engine.hooks import (
     BestCheckpointer,
     EarlyStopper,
+    Evaluation,
     MetricsWriter,
+    PeriodicWriter,
     TrainingStopped,
+    is_evaluated,
     tidy_metrics,
 )
 from isda.engine.inference import inference_autocast
@@ -167,7 +170,7 @@ class Trainer(DefaultTrainer):
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
         ]
         if cfg.DATASETS.TEST:
-            registered.append(hooks.EvalHook(every, self.evaluate))
+            registered.append(Evaluation(every, self.evaluate, cfg.OUTPUT_DIR))
             if comm.is_main_process():
                 first, several = cfg.DATASETS.TEST[0], len(cfg.DATASETS.TEST) > 1
                 metric = "segm/AP" if has_masks(cfg) else "bbox/AP"
@@ -206,14 +209,14 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> OrderedDict | None:
         """Train to the end, and return the final evaluation's results."""
-        if self.start_iter >= self.max_iter:
+        if self.start_iter >= self.max_iter and not self._lacks_evaluation():
             logger.info("Nothing left to train; raise SOLVER.MAX_ITER or SOLVER.EPOCHS for more")
             return self.evaluate() if self.cfg.DATASETS.TEST else None
         self._settle_precision()
         if comm.is_main_process():
             tidy_metrics(self.cfg.OUTPUT_DIR, self.start_iter, self.iterations_before)
             remove_partial_files(self.cfg.OUTPUT_DIR)
-            writer = hooks.PeriodicWriter(self.build_writers(), period=20)
+            writer = PeriodicWriter(self.build_writers(), 20, self.cfg.TEST.EVAL_PERIOD)
             self.register_hooks([EnvironmentRecorder(self.cfg), writer])
         try:
             super().train()
@@ -221,6 +224,11 @@ class Trainer(DefaultTrainer):
             if not hasattr(self, "_last_eval_results"):  # resumed, only to stop at once
                 return self.evaluate()
         return getattr(self, "_last_eval_results", None)
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether all is trained, and then the final evaluation was interrupted."""
+        is_final = bool(self.cfg.DATASETS.TEST) and self.start_iter == self.max_iter
+        return is_final and not is_evaluated(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def _settle_precision(self) -> None:
         """As asked, unless this machine is slower in it; the main process decides for all."""
@@ -285,6 +293,7 @@ class Trainer(DefaultTrainer):
     def after_train(self) -> None:
         """As Detectron2's; what a full disk then refuses hides no error that came before."""
         failed = isinstance(sys.exc_info()[1], Exception)  # this is called while it is raised
+        self.iter = min(self.iter, self.max_iter)  # where only the evaluation was left
         try:
             super().after_train()
         except OSError as error:
