@@ -331,6 +331,15 @@ def test_a_checkpoint_that_says_nothing_of_classes(tmp_path, classes):
     assert saved_classes(str(path)) is None
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_checkpoint_for_another_number_of_classes(tmp_path, number):
+    """Its names would run out, or stand for other classes."""
+    cfg = probe_config(tmp_path, "MODEL.ISDA.NUM_CLASSES", str(number))
+    message = r"model_final.pth is for 3 classes \(bolt, nut, washer\), and MODEL.ISDA.NUM_CLASSES "
+    with pytest.raises(ValueError, match=f"{message}is {number}: give the config"):
+        Predictor(cfg)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_named_before_a_model_is_built(tmp_path):
     with pytest.raises(WeightsError, match="there is no file"):
         saved_classes(str(tmp_path / "model.pth"))

@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 
+_LISTED = 5  # names of classes in a message
+
 spare_convolutions_dynamo()
 
 
@@ -62,8 +64,8 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
 
     Raises:
         WeightsError: there is no such file, or it cannot be read.
-        ValueError: ``MODEL.WEIGHTS`` is empty, or does not hold the whole model, or there is no
-            such device.
+        ValueError: ``MODEL.WEIGHTS`` is empty, does not hold the whole model, or is for another
+            number of classes, or there is no such device.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -75,17 +77,32 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
     check_device(cfg.MODEL.DEVICE, may_lack_cuda=True)
     if cfg.MODEL.DEVICE.startswith("cuda") and not uses_cuda(cfg.MODEL.DEVICE):
         cfg.MODEL.DEVICE = "cpu"
-    classes = saved_classes(cfg.MODEL.WEIGHTS) or _classes_of_datasets(cfg)
+    min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
+    saved = saved_classes(cfg.MODEL.WEIGHTS)
+    if saved and min_matched > 0:
+        _compare_number(cfg, saved.names)
+    classes = saved or _classes_of_datasets(cfg)
     node = node_with_classes(cfg)
     if node and cfg.MODEL[node].NUM_CLASSES == 0:
         cfg.MODEL[node].NUM_CLASSES = len(classes.names or ())
-    min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
     if min_matched > 0 and cfg.MODEL.TORCH_BACKBONE.WEIGHTS == "pretrained":
         cfg.MODEL.TORCH_BACKBONE.WEIGHTS = ""  # a download that the weights would overwrite
     model = build_model(cfg).eval()
     checkpointer = Checkpointer if min_matched == 0 else _WholeModelCheckpointer
     checkpointer(model, min_matched=min_matched).load(cfg.MODEL.WEIGHTS)
     return TrainedModel(model, classes)
+
+
+def _compare_number(cfg: CfgNode, names: list[str]) -> None:
+    node = node_with_classes(cfg)
+    if node and cfg.MODEL[node].NUM_CLASSES not in (0, len(names)):
+        more = ", ..." if len(names) > _LISTED else ""
+        raise ValueError(
+            f"{cfg.MODEL.WEIGHTS} is for {len(names)} classes "
+            f"({', '.join(names[:_LISTED])}{more}), and MODEL.{node}.NUM_CLASSES is "
+            f"{cfg.MODEL[node].NUM_CLASSES}: give the config that it was trained with, or leave "
+            "the number at 0"
+        )
 
 
 def saved_classes(weights: str) -> Classes | None:

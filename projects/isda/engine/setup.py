@@ -334,7 +334,17 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
     )
 
 
+# Detectron2 scales no image where the shorter side is to have 0 pixels.
 _REQUIREMENTS = {
+    "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
+    "INPUT.MIN_SIZE_TRAIN": (
+        lambda sizes: len(sizes) > 0 and all(size >= 0 for size in sizes),
+        "one or more sizes in pixels, each at least 0",
+    ),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MAX_SIZE_TRAIN": at_least(1),
+    "INPUT.MIN_SIZE_TEST": at_least(0),
+    "INPUT.MAX_SIZE_TEST": at_least(1),
     "SOLVER.IMS_PER_BATCH": at_least(1),
     "SOLVER.ACCUMULATION": at_least(1),
     "SOLVER.MAX_ITER": at_least(1),
