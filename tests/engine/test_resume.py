@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 from toys import BOXES, same_weights, toy_config, toy_data
 
-from isda.engine.hooks import is_evaluated, tidy_metrics
+from isda.engine.hooks import EarlyStopper, TrainingStopped, is_evaluated, tidy_metrics
 from isda.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +120,28 @@ def test_an_interrupted_evaluation_is_made_up_for(tmp_path, monkeypatch, killed)
     assert same_weights(ours["model"], theirs["model"])
 
 
+@pytest.mark.parametrize(("since", "start"), [(2, 4), (1, 4), (2, 3), (2, 0)])
+def test_an_early_stop_that_a_kill_has_taken_comes_with_the_first_step(since, start):
+    saved = {}
+    checkpointer = SimpleNamespace(save=lambda name, iteration: saved.update({name: iteration}))
+    best = SimpleNamespace(
+        evaluations_since_best=lambda done: since, metric="segm/AP", best=3.0, best_iteration=1
+    )
+    stopper = EarlyStopper(checkpointer, best, period=2, patience=2)
+    stopper.trainer = trainer = SimpleNamespace(start_iter=start, iter=start, max_iter=9)
+    stopper.before_train()
+    assert saved == {}
+    if (since, start) == (2, 4):
+        with pytest.raises(TrainingStopped):
+            stopper.before_step()
+        assert saved == {"model_final": 3} and trainer.iter == 3
+    else:
+        stopper.before_step()
+        trainer.iter += 1
+        stopper.before_step()
+        assert saved == {}
+
+
 def test_resume_without_a_checkpoint_starts_anew_and_says_so(tmp_path, caplog):
     toy_data(tmp_path)
     trainer = Trainer(toy_config(tmp_path / "out"))
@@ -196,8 +219,10 @@ def test_early_stop_counts_across_an_interruption(tmp_path):
     assert straight.iter == 6
     with pytest.raises(RuntimeError, match="interrupted"):
         scripted(tmp_path / "broken", [5, 4, 6, 7, None], patience=3)
-    resumed = scripted(tmp_path / "broken", [2, 3], resume=True, patience=3)
+    # The evaluation that was interrupted, after 5 steps, comes first.
+    resumed = scripted(tmp_path / "broken", [1, 2, 3], resume=True, patience=3)
     assert (resumed.start_iter, resumed.iter) == (5, 6)
+    assert ScriptedTrainer.aps == []
 
 
 def test_without_patience_nothing_stops(tmp_path):

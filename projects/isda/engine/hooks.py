@@ -220,6 +220,15 @@ class EarlyStopper(HookBase):
             self._stop_if_due(self.trainer.start_iter)
             self.has_stopped = False
 
+    def before_step(self) -> None:
+        """Once more in the first step, where a kill has taken the evaluation or this hook's turn.
+
+        Not earlier: the random states of the checkpoint are back only now.
+        """
+        done = self.trainer.start_iter
+        if self.trainer.iter == done > 0 and done % self.period == 0:
+            self._stop_if_due(done)
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self.period == 0 and done != self.trainer.max_iter:
@@ -231,6 +240,7 @@ class EarlyStopper(HookBase):
             return
         if not self.has_stopped:
             self.has_stopped = True
+            self.trainer.iter = done - 1  # what the checkpoint is to say
             self.checkpointer.save("model_final", iteration=done - 1)
         if self.best:
             logger.warning(
