@@ -99,6 +99,35 @@ def test_instances_of_another_class_or_that_the_model_lacks_do_not():
     assert parity(instances(scores=(0.9, 0.5, 0.3))).missing == 1
 
 
+@pytest.mark.parametrize(("moved", "holds"), [(1, True), (2, False)])
+def test_a_few_of_many_may_differ_where_contents_can_be_exchanged(moved, holds):
+    masks = np.zeros((20, 40, 60), bool)
+    for index, mask in enumerate(masks):
+        mask[8 * (index // 5) : 8 * (index // 5) + 6, 12 * (index % 5) : 12 * (index % 5) + 10] = (
+            True
+        )
+    classes = np.zeros(20, int)
+    found = {"scores": np.linspace(0.9, 0.5, 20, dtype=np.float32), "classes": classes}
+    other = found | {"masks": masks}
+    other["scores"] = found["scores"] - np.float32(0.002) * (np.arange(20) < moved)
+    tolerant, strict = export_model.Parity(tolerated=0.05), export_model.Parity()
+    for result in (tolerant, strict):
+        result.add(as_expected(found | {"masks": masks}), other)
+    assert tolerant.apart == strict.apart == moved
+    assert (tolerant.holds, strict.holds) == (holds, False)
+    assert f"{moved} with an IoU below 0.99 or scores more than 0.001 apart" in str(strict)
+
+
+def test_models_that_choose_their_queries_may_differ():
+    model = nn.Module()
+    assert export_model.tolerated_share(model) == 0  # such as an ISTR
+    model.transformer = nn.Module()
+    model.transformer.query_selection = None
+    assert export_model.tolerated_share(model) == 0
+    model.transformer.query_selection = nn.Identity()
+    assert export_model.tolerated_share(model) == 0.05
+
+
 # --- the command and the runner
 
 
