@@ -1,6 +1,7 @@
 """The losses of SOLO and SOLOv2."""
 
 import torch
+from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -45,8 +46,10 @@ class GridCriterion(nn.Module):
                 for image, of_image in enumerate(targets)
             ]
             mask_loss = torch.cat(dice).sum()
+        # One more in all processes together, so that two are worth one with the images of both.
+        one_more = averaged_count(positives + 1 / comm.get_world_size(), device)
         return {
-            "loss_cls": self.class_weight * class_loss / averaged_count(positives + 1, device),
+            "loss_cls": self.class_weight * class_loss / one_more,
             "loss_mask": self.mask_weight * mask_loss / averaged_count(positives, device),
         }
 
