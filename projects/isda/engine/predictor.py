@@ -77,8 +77,8 @@ class Predictor:
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: there is no such model, training or device, an argument is out of range,
-                the weights do not hold the whole model, or it is to be compiled and neither ISDA
-                nor ISTR.
+                the weights do not hold the whole model, or it is to be compiled and of a kind
+                that cannot be.
         """
         _check_numbers(threshold, batch_size)
         is_config = isinstance(source, CfgNode)
