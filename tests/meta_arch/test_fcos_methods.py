@@ -131,6 +131,42 @@ def test_polygons_teach_what_bitmaps_do(name, random_input):
         torch.testing.assert_close(loss, exact[key], rtol=1e-3, atol=1e-4)
 
 
+def scene(seed):
+    """A dark noisy image with three bright shapes in colours of their classes, apart."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(60, (3, 64, 96), generator=generator, dtype=torch.uint8)
+    rows, columns = torch.arange(64)[:, None], torch.arange(96)
+    masks = []
+    for label, (y, x) in enumerate([(16, 18), (40, 50), (22, 78)]):
+        y, x = (c + int(torch.randint(-4, 5, (), generator=generator)) for c in (y, x))
+        height, width = 9 + 2 * label, 15 - 2 * label
+        mask = ((rows - y) / height).abs() + ((columns - x) / width).abs() <= 1  # a diamond
+        image[label, mask] = 230
+        masks.append(mask)
+    return {"image": image, "instances": instances_of(torch.stack(masks), torch.arange(3))}
+
+
+@pytest.mark.slow
+def test_two_images_are_learnt_by_heart(name):
+    """Every instance is found, once, and its mask fits."""
+    node = f"MODEL.{name.upper()}"
+    torch.manual_seed(0)
+    model = build_model(small_config(name, f"{node}.NORM", "GN", f"{node}.BRANCH_DIM", "32"))
+    inputs = [scene(seed) for seed in range(2)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        sum(model.train()(inputs).values()).backward()
+        optimizer.step()
+    for given, out in zip(inputs, model.eval()(inputs), strict=True):
+        truth, found = given["instances"], out["instances"]
+        found = found[found.scores > 0.4]
+        assert sorted(found.pred_classes.tolist()) == [0, 1, 2]
+        for label, mask in zip(found.pred_classes, found.pred_masks, strict=True):
+            expected = truth.gt_masks.tensor[label]
+            assert (mask & expected).sum() / (mask | expected).sum() > 0.8, label
+
+
 # ---- inference ----
 
 

@@ -40,6 +40,18 @@ def test_parameters_of_the_paper():
     assert count(PointwiseHead(256, 784)) == 1_807_120
     assert head.classes.bias.detach().sigmoid().allclose(torch.tensor(0.01))
     assert head.distances.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not head.centreness.bias.any()
+
+
+def test_every_side_of_a_fresh_head_has_a_gradient():
+    """ReLU passes none at values below 0, and those of a fresh head are alike everywhere."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        head = FCOSHead(channels=32, num_classes=3, strides=STRIDES)
+        distances = head(levels_of(64, 64, 32)).distances
+        distances.sum().backward()
+        assert (head.distances.bias.grad > 0).all()
+        assert (distances > 0.5).all()
 
 
 @pytest.mark.parametrize("scale_levels", [False, True])

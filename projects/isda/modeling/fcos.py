@@ -89,6 +89,8 @@ class FCOSHead(nn.Module):
         self.centreness = _prediction(channels, 1)
         self.scales = nn.Parameter(torch.ones(len(self.strides))) if scale_levels else None
         nn.init.constant_(self.classes.bias, prior_bias())
+        # At 0 a side whose first values are below it everywhere would get no gradient, ever.
+        nn.init.ones_(self.distances.bias)
 
     @property
     def num_classes(self) -> int:
