@@ -201,6 +201,17 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert checkpointer.get_checkpoint_file() == os.path.join(tmp_path, "model.pth")
 
 
+class Progress:
+    """What a trainer saves of itself, after its first step."""
+
+    def state_dict(self):
+        steps = {"iteration": 0, "optimizer": {"state": {}}}
+        return {"iteration": 0, "images": 2, "random_states": [], "_trainer": steps}
+
+    def load_state_dict(self, state):
+        assert state == self.state_dict()
+
+
 def test_inference_loads_averaged_weights_and_resumption_both(tmp_path):
     model = small_model()
     averaged = averaged_model(model, 0.9)
@@ -208,7 +219,7 @@ def test_inference_loads_averaged_weights_and_resumption_both(tmp_path):
     for parameter in model.parameters():
         parameter.data += 1
     averaged.update_parameters(model)
-    checkpointer = Checkpointer(model, str(tmp_path), averaged=averaged, trainer=nn.Module())
+    checkpointer = Checkpointer(model, str(tmp_path), averaged=averaged, trainer=Progress())
     checkpointer.save("model")
 
     plain = small_model()
@@ -218,7 +229,7 @@ def test_inference_loads_averaged_weights_and_resumption_both(tmp_path):
 
     resumed, resumed_average = small_model(), averaged_model(small_model(), 0.9)
     Checkpointer(
-        resumed, str(tmp_path), averaged=resumed_average, trainer=nn.Module()
+        resumed, str(tmp_path), averaged=resumed_average, trainer=Progress()
     ).resume_or_load("", resume=True)
     assert torch.equal(resumed["classes"].weight, model["classes"].weight)
     assert torch.equal(resumed_average.module["classes"].bias, averaged.module["classes"].bias)

@@ -208,6 +208,6 @@ def test_memory_of_the_operator(benchmark):
         )
     if forward_peak is None:
         pytest.skip("only Linux tells the peak")
-    slack = 1 << 20
+    slack = 3 << 20  # what else the process does; a term of that kind would be 9 MB
     assert forward_peak < inputs.result_bytes(gradients=False) + 1.1 * head + slack
     assert backward_peak < inputs.result_bytes(gradients=True) + 2.2 * head + slack

@@ -126,9 +126,9 @@ def toy_config(output_dir, *overrides) -> CfgNode:
     istr.NUM_CLASSES, istr.HIDDEN_DIM, istr.NUM_QUERIES, istr.NUM_HEADS = 2, 32, 6, 4
     istr.NUM_STEPS, istr.FEEDFORWARD_DIM, istr.DYNAMIC_DIM = 2, 32, 8
     istr.POOLER_RESOLUTION, istr.EMBEDDING_DIM = 3, 10
-    cfg.MODEL.SOLOV2.MASK_HEAD_DIM = cfg.MODEL.SOLOV2.MASK_DIM = 32
+    cfg.MODEL.SOLOV2.MASK_HEAD_DIM = cfg.MODEL.SOLOV2.MASK_DIM = 64
     for solo in (cfg.MODEL.SOLO, cfg.MODEL.SOLOV2):
-        solo.NUM_CLASSES, solo.HEAD_DIM, solo.NUM_CONVS = 2, 32, 1
+        solo.NUM_CLASSES, solo.HEAD_DIM, solo.NUM_CONVS = 2, 64, 1
         solo.GRID_SIZES, solo.SCALE_RANGES = [8, 6, 4, 2, 1], [[1, 96]] * 5
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("toy",)
     cfg.DATALOADER.NUM_WORKERS = 0
