@@ -51,7 +51,7 @@ def show_trained(models: dict[str, str], output: Path, progress: Progress) -> No
         draw_predictions_of(predictors, records, output, "trained")
     progress.say(f"      pictures: {shown_path(picture)}")
     for i, (shown, entry) in enumerate(entries.items()):
-        progress.update(f"evaluating {shown}", 15.0 * (len(entries) - i))
+        progress.update(f"evaluating {shown}", 35.0 * (len(entries) - i))
         results = known[shown] or evaluate(entry, predictors[shown], output)
         progress.say(line_of(shown, results, entry.metrics))
 

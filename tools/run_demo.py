@@ -428,7 +428,7 @@ def run_demo(args: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     runs = open_runs(args, output)
     trained = available()
-    planned = {"trained": 12.0 * len(trained)} if trained else {}
+    planned = {"trained": 40.0 * len(trained)} if trained else {}
     planned |= {"data": 10.0, **{r.model.folder: r.planned_seconds for r in runs}, "report": 20.0}
     progress = Progress(planned)
     if trained:
