@@ -2,9 +2,9 @@
 
 Shows and evaluates the models that come with the package. Then prepares the embedded data, trains a
 small ISDA and a Mask R-CNN of the same size on photographs of cell nuclei, evaluates both with
-COCO's metric, and draws what they predict, in about ten minutes on two CPU cores. Run it again
-and it continues where it stopped; what is finished is kept. With ``--istr`` it trains ISTR too,
-which takes some minutes more.
+COCO's metric, and draws what they predict, in about a quarter of an hour on two CPU cores. Run it
+again and it continues where it stopped; what is finished is kept. With ``--istr`` it trains ISTR
+too, which takes some minutes more.
 
     python tools/run_demo.py [--output output/demo] [--fresh] [--istr] [--skip-mask-rcnn]
 """
@@ -66,8 +66,8 @@ class Model:
     planned_seconds: float  # on two cores
 
 
-ISDA = Model("ISDA", "isda", "configs/nuclei/isda_boxes_tiny.yaml", 360.0)
-MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 255.0)
+ISDA = Model("ISDA", "isda", "configs/nuclei/isda_boxes_tiny.yaml", 450.0)
+MASK_RCNN = Model("Mask R-CNN", "mask_rcnn", "configs/nuclei/mask_rcnn_tiny.yaml", 390.0)
 ISTR = Model("ISTR", "istr", "configs/nuclei/istr_tiny.yaml", 300.0)
 
 
