@@ -14,8 +14,13 @@ __all__ = [
 
 def add_config(cfg: CN) -> None:
     """Add the keys of all methods, as :func:`add_isda_config` adds those of one."""
-    methods = (add_isda_config, add_istr_config, add_solo_config)
-    for add in (*methods, add_condinst_config, add_blendmask_config):
+    for add in (
+        add_isda_config,
+        add_istr_config,
+        add_solo_config,
+        add_condinst_config,
+        add_blendmask_config,
+    ):
         add(cfg)
 
 

@@ -104,8 +104,9 @@ def is_evaluated(output_dir: str, iteration: int) -> bool:
     path, found = Path(output_dir) / "metrics.json", False
     if comm.is_main_process() and path.is_file():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        of_iteration = [json.loads(line) for line in lines if _iteration(line) == iteration]
-        found = any(key.endswith("/AP") for content in of_iteration for key in content)
+        # Most lines are of training steps: those are not parsed.
+        evaluations = [line for line in lines if '/AP"' in line]
+        found = any(_iteration(line) == iteration for line in evaluations)
     return comm.all_gather(found)[0]
 
 
