@@ -12,8 +12,8 @@ from isda.modeling.fcos import (
     PointwiseHead,
     decode_distances,
     fcos_decode,
-    pyramid_shapes,
 )
+from isda.modeling.pyramid import pyramid_shapes
 from isda.structures import DensePrediction, Locations
 from isda.training.fcos import fcos_targets
 
@@ -270,4 +270,4 @@ def test_necks(name, in_features, strides):
 def test_levels_that_do_not_fit_are_refused(names, channels, message):
     shapes = {f"p{i}": ShapeSpec(channels=channels, stride=2**i) for i in (3, 4, 5)}
     with pytest.raises(ValueError, match=f"MODEL.X.IN_FEATURES.*{message}"):
-        pyramid_shapes(shapes, names, "MODEL.X.IN_FEATURES")
+        pyramid_shapes(shapes, names, "MODEL.X.IN_FEATURES", multiple=32)

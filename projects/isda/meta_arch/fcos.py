@@ -15,8 +15,10 @@ from torch import Tensor
 
 from isda.meta_arch.base import InstanceSegmentor
 from isda.meta_arch.inputs import check_classes, ground_truth_bitmasks, ground_truth_masks
-from isda.modeling.fcos import Detections, FCOSHead, fcos_decode, pyramid_shapes
+from isda.modeling.convolutions import NUM_GROUPS
+from isda.modeling.fcos import Detections, FCOSHead, fcos_decode
 from isda.modeling.mask_branch import FusedMaskBranch, SemanticHead, norm_for
+from isda.modeling.pyramid import pyramid_shapes
 from isda.requirements import SHARE, Requirement, at_least, one_of
 from isda.structures import DensePrediction, DenseTargets
 from isda.training.dense_masks import painted_classes, sampled_masks
@@ -94,8 +96,10 @@ def level_parts(cfg: CfgNode, name: str, scale_levels: bool) -> LevelParts:
     if node.NUM_CLASSES <= 0:
         raise ValueError(f"MODEL.{name}.NUM_CLASSES must be positive, got {node.NUM_CLASSES}")
     shapes = backbone.output_shape()
-    levels = pyramid_shapes(shapes, node.IN_FEATURES, f"MODEL.{name}.IN_FEATURES")
-    branch = pyramid_shapes(shapes, node.BRANCH_IN_FEATURES, f"MODEL.{name}.BRANCH_IN_FEATURES")
+    levels, branch = (
+        pyramid_shapes(shapes, node[key], f"MODEL.{name}.{key}", NUM_GROUPS)
+        for key in ("IN_FEATURES", "BRANCH_IN_FEATURES")
+    )
     if not 4 <= branch[0].stride <= branch[-1].stride <= _PADDING:
         raise ValueError(
             f"MODEL.{name}.BRANCH_IN_FEATURES {list(node.BRANCH_IN_FEATURES)} have the strides "

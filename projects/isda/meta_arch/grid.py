@@ -15,6 +15,7 @@ from isda.meta_arch.inputs import check_classes, ground_truth_bitmasks
 from isda.modeling.grid_head import GridHead, grid_levels
 from isda.modeling.grid_instances import GridSelector
 from isda.modeling.matrix_nms import NMS_KERNELS
+from isda.modeling.pyramid import pyramid_shapes
 from isda.requirements import SHARE, Requirement, at_least, each, multiple_of, one_of
 from isda.structures import GridPrediction, GridTarget
 from isda.training.grid_criterion import GridCriterion
@@ -125,21 +126,14 @@ def levels_of_pyramid(node: CfgNode, name: str, backbone: Backbone) -> int:
     Raises:
         ValueError: the backbone does not give them, or they are no pyramid of strides 4 to 64.
     """
-    shapes = backbone.output_shape()
-    missing = [feature for feature in node.IN_FEATURES if feature not in shapes]
-    if missing:
+    key = f"MODEL.{name}.IN_FEATURES"
+    levels = pyramid_shapes(backbone.output_shape(), node.IN_FEATURES, key)
+    strides = [level.stride for level in levels]
+    if strides != _STRIDES:
         raise ValueError(
-            f"MODEL.{name}.IN_FEATURES names {missing}, but the backbone gives {list(shapes)}"
+            f"{key} {list(node.IN_FEATURES)} have the strides {strides}; they must be {_STRIDES}"
         )
-    levels = [shapes[feature] for feature in node.IN_FEATURES]
-    strides, channels = [level.stride for level in levels], {level.channels for level in levels}
-    if strides != _STRIDES or len(channels) > 1:
-        raise ValueError(
-            f"MODEL.{name}.IN_FEATURES {list(node.IN_FEATURES)} have the strides {strides} and "
-            f"{sorted(channels)} channels; they must have the strides {_STRIDES} and as many "
-            "channels each, as the levels of an FPN"
-        )
-    return channels.pop()
+    return levels[0].channels
 
 
 def grid_parts(

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, ShapeSpec, batched_nms
+from detectron2.layers import batched_nms
 from torch import Tensor, nn
 
+from isda.modeling.convolutions import normed_conv
 from isda.modeling.initialization import prior_bias
 from isda.structures import DensePrediction, Locations
 
@@ -21,41 +22,7 @@ __all__ = [
     "convolution_at",
     "decode_distances",
     "fcos_decode",
-    "pyramid_shapes",
 ]
-
-_GROUPS = 32
-
-
-def pyramid_shapes(
-    output_shape: dict[str, ShapeSpec], names: Sequence[str], key: str
-) -> list[ShapeSpec]:
-    """Channels and strides of the levels ``names`` of a backbone.
-
-    Args:
-        key: the config key that names them, for messages.
-
-    Raises:
-        ValueError: a level is missing, the strides do not double, or the channels differ.
-    """
-    missing = [name for name in names if name not in output_shape]
-    if missing or not names:
-        raise ValueError(
-            f"{key} names {missing or 'no level'}, but the backbone gives {list(output_shape)}"
-        )
-    shapes = [output_shape[name] for name in names]
-    strides = [shape.stride for shape in shapes]
-    if strides != [strides[0] * 2**level for level in range(len(strides))]:
-        raise ValueError(
-            f"{key} {list(names)} have the strides {strides}: each must be twice the one before"
-        )
-    channels = {shape.channels for shape in shapes}
-    if len(channels) > 1 or min(channels) % _GROUPS:
-        raise ValueError(
-            f"{key} {list(names)} have {sorted(channels)} channels: all must have one multiple of "
-            f"{_GROUPS}; MODEL.FPN.OUT_CHANNELS sets those of an FPN"
-        )
-    return shapes
 
 
 class FCOSHead(nn.Module):
@@ -119,22 +86,7 @@ class FCOSHead(nn.Module):
 
 
 def _tower(channels: int, num_convs: int) -> nn.Sequential:
-    # With a single channel to a group, PyTorch refuses a level of one cell.
-    groups = min(_GROUPS, channels // 2)
-    convs = [
-        Conv2d(
-            channels,
-            channels,
-            3,
-            padding=1,
-            norm=nn.GroupNorm(groups, channels),
-            activation=F.relu_,
-        )
-        for _ in range(num_convs)
-    ]
-    for conv in convs:
-        _initialise(conv)
-    return nn.Sequential(*convs)
+    return nn.Sequential(*(normed_conv(channels, channels, bias=True) for _ in range(num_convs)))
 
 
 def _prediction(channels: int, out_channels: int) -> nn.Conv2d:

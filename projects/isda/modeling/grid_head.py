@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isda.modeling.convolutions import normed_conv
 from isda.modeling.initialization import prior_bias
-from isda.modeling.mask_head import normed_conv, position_channels
+from isda.modeling.mask_head import position_channels
 from isda.structures import CellMasks, DecoupledCellMasks
 
 __all__ = ["DecoupledSOLOHead", "GridHead", "SOLOHead", "SOLOv2Head", "grid_levels"]
@@ -164,9 +165,7 @@ class SOLOv2Head(GridHead):
 
 def _tower(in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
     widths = [in_channels, *[channels] * num_convs]
-    return nn.Sequential(
-        *(normed_conv(width, channels, kernel_size=3) for width in widths[:num_convs])
-    )
+    return nn.Sequential(*(normed_conv(width, channels) for width in widths[:num_convs]))
 
 
 def _output_conv(

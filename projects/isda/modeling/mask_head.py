@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from isda.modeling.convolutions import normed_conv
 from isda.modeling.ellipse import EllipseHead, ellipse_channels, ellipse_kernels
 from isda.modeling.initialization import prior_bias
 from isda.modeling.position_encoding import inverse_sigmoid
 
-__all__ = ["InstanceHead", "MaskFeatureHead", "normed_conv", "position_channels"]
+__all__ = ["InstanceHead", "MaskFeatureHead", "position_channels"]
 
 _FINEST_STRIDE = 4
 _COARSEST_STRIDE = 32
@@ -180,28 +180,10 @@ def _branch(channels: int, head_dim: int, upsamplings: int) -> nn.Sequential:
     """One convolution, or as many as upsamplings, each followed by one."""
     layers: list[nn.Module] = []
     for index in range(max(upsamplings, 1)):
-        layers.append(normed_conv(channels if index == 0 else head_dim, head_dim, kernel_size=3))
+        layers.append(normed_conv(channels if index == 0 else head_dim, head_dim))
         if upsamplings:
             layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
     return nn.Sequential(*layers)
-
-
-def normed_conv(channels: int, out_channels: int, kernel_size: int) -> Conv2d:
-    """Convolution without bias, group norm of 32 groups, ReLU; weights of standard deviation 0.01.
-
-    ISDA's and SOLO's heads are made of it.
-    """
-    conv = Conv2d(
-        channels,
-        out_channels,
-        kernel_size,
-        padding=kernel_size // 2,
-        bias=False,
-        norm=nn.GroupNorm(32, out_channels),
-        activation=F.relu_,  # in place: nothing else reads the norm's output
-    )
-    nn.init.normal_(conv.weight, std=0.01)
-    return conv
 
 
 def _resample(features: Tensor, factor: float) -> Tensor:

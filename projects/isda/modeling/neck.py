@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
+from isda.modeling.convolutions import group_norm
+
 __all__ = ["Neck"]
 
 _PLAIN_STRIDES = [4, 8, 16, 32]
@@ -93,7 +95,7 @@ def _projection(
         stride=stride,
         padding=kernel_size // 2,
         bias=bias,
-        norm=nn.GroupNorm(32, hidden_dim),
+        norm=group_norm(hidden_dim),
     )
     nn.init.xavier_uniform_(conv.weight)
     if bias:
