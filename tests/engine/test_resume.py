@@ -13,7 +13,13 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from toys import BOXES, same_weights, toy_config, toy_data
 
-from isda.engine.hooks import EarlyStopper, TrainingStopped, is_evaluated, tidy_metrics
+from isda.engine.hooks import (
+    EarlyStopper,
+    ProcessorTimer,
+    TrainingStopped,
+    is_evaluated,
+    tidy_metrics,
+)
 from isda.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -229,3 +235,46 @@ def test_without_patience_nothing_stops(tmp_path):
     toy_data(tmp_path)
     trainer = scripted(tmp_path / "out", [5] + 11 * [1], patience=0)
     assert trainer.iter == 12
+
+
+class Processor:
+    """A clock of which a step takes 2 s, and everything else 5."""
+
+    def __init__(self):
+        self.time = 100.0
+
+    def __call__(self):
+        return self.time
+
+
+def test_processor_seconds_are_those_of_steps_across_resumptions():
+    clock, written = Processor(), []
+    storage = SimpleNamespace(put_scalar=lambda name, value, **_: written.append((name, value)))
+
+    def steps(timer, count):
+        timer.trainer = SimpleNamespace(storage=storage)
+        for _ in range(count):
+            timer.before_step()
+            clock.time += 2.0
+            timer.after_step()
+            clock.time += 5.0  # an evaluation
+
+    first = ProcessorTimer(clock)
+    steps(first, 2)
+    second = ProcessorTimer(clock)
+    second.load_state_dict(first.state_dict())
+    steps(second, 1)
+    assert written == [("processor_seconds", seconds) for seconds in (2.0, 4.0, 6.0)]
+
+
+def test_a_resumed_training_goes_on_counting_processor_seconds(tmp_path):
+    toy_data(tmp_path)
+    for iterations in (2, 4):
+        cfg = toy_config(tmp_path / "out", "SOLVER.MAX_ITER", iterations, "DATASETS.TEST", ())
+        train(cfg, resume=True)
+    lines = [json.loads(x) for x in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    seconds = [line["processor_seconds"] for line in lines]
+    assert [line["iteration"] for line in lines] == [1, 3]
+    assert 0 < seconds[0] < seconds[1]
+    state = torch.load(tmp_path / "out" / "model_final.pth")["trainer"]["hooks"]["ProcessorTimer"]
+    assert state == {"seconds": seconds[1]}

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = [
     "Evaluation",
     "MetricsWriter",
     "PeriodicWriter",
+    "ProcessorTimer",
     "TrainingStopped",
     "is_evaluated",
     "tidy_metrics",
@@ -31,6 +33,34 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BEST_PREFIX = "best_"
+
+
+class ProcessorTimer(HookBase):
+    """Counts the processor's seconds in training steps, as ``processor_seconds`` of the metrics.
+
+    They are those of all threads of this process, from the first step of the training on, also
+    across resumptions. What evaluations, checkpoints and other programs take is left out, and so
+    is the work of DATALOADER.NUM_WORKERS, which are processes of their own. On a GPU they say
+    nothing. It belongs behind Detectron2's ``IterationTimer``, before hooks that do work.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.process_time):
+        self.now = now
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def before_step(self) -> None:
+        self._start = self.now()
+
+    def after_step(self) -> None:
+        self.seconds += self.now() - self._start
+        self.trainer.storage.put_scalar("processor_seconds", self.seconds, smoothing_hint=False)
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.seconds = state_dict["seconds"]
 
 
 class MetricsWriter(JSONWriter):

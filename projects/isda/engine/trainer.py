@@ -30,6 +30,7 @@ from isda.engine.hooks import (
     Evaluation,
     MetricsWriter,
     PeriodicWriter,
+    ProcessorTimer,
     TrainingStopped,
     is_evaluated,
     tidy_metrics,
@@ -165,6 +166,7 @@ class Trainer(DefaultTrainer):
         every, patience = cfg.TEST.EVAL_PERIOD, cfg.SOLVER.EARLY_STOP.PATIENCE
         registered = [
             hooks.IterationTimer(),
+            ProcessorTimer(),
             hooks.LRScheduler(),
             # In all processes: each contributes its random state.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
