@@ -346,6 +346,27 @@ def test_solo_is_compared_on_the_nuclei_on_the_same_terms(name):
     assert ours.TEST.DETECTIONS_PER_IMAGE == theirs.TEST.DETECTIONS_PER_IMAGE
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["blendmask", "condinst", "decoupled_solo", "isda", "isda_boxes", "istr", "solo", "solov2"],
+)
+@pytest.mark.parametrize(("kind", "suffix"), [("nuclei", "mobilenet_v2"), ("shapes", "tiny")])
+def test_all_methods_see_the_same_images_and_backbone(kind, suffix, name):
+    ours = load_config(str(ROOT / f"configs/{kind}/{name}_{suffix}.yaml"))
+    theirs = load_config(str(ROOT / f"configs/{kind}/mask_rcnn_{suffix}.yaml"))
+    assert ours.DATASETS == theirs.DATASETS
+    assert ours.MODEL.TORCH_BACKBONE == theirs.MODEL.TORCH_BACKBONE
+    for key in ("DEPTH", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS", "NORM"):
+        assert ours.MODEL.RESNETS[key] == theirs.MODEL.RESNETS[key]
+    assert ours.MODEL.BACKBONE.FREEZE_AT == theirs.MODEL.BACKBONE.FREEZE_AT
+    for key in ours.INPUT:
+        # The channel order is the weights'; a crop plays no part in the mapper "fixed".
+        if key not in ("FORMAT", "CROP"):
+            assert ours.INPUT[key] == theirs.INPUT[key], key
+    if kind == "shapes":
+        assert ours.TEST.DETECTIONS_PER_IMAGE == theirs.TEST.DETECTIONS_PER_IMAGE
+
+
 FINETUNE = sorted(ROOT.glob("configs/finetune/*.yaml"))
 
 
