@@ -16,8 +16,9 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import GenericMask
 from torch import nn
 
-import demo_progress
 import run_demo
+import training_process
+import training_progress
 import visualize_data
 import visualize_json_results
 from isda.engine.predictor import Predictor
@@ -97,7 +98,7 @@ class Clock:
 def test_estimate_follows_what_was_measured():
     now, stream = Clock(), io.StringIO()
     planned = {"data": 10.0, "isda": 100.0, "mask_rcnn": 50.0, "report": 20.0}
-    progress = demo_progress.Progress(planned, stream, now, interval=0)
+    progress = training_progress.Progress(planned, stream, now, interval=0)
     progress.start("data", "Preparing")
     assert progress.remaining() == 180
     now.seconds = 4
@@ -119,7 +120,7 @@ def test_estimate_follows_what_was_measured():
 
 def test_finished_stages_cost_nothing():
     stream = io.StringIO()
-    progress = demo_progress.Progress({"isda": 0.0, "report": 20.0}, stream, Clock())
+    progress = training_progress.Progress({"isda": 0.0, "report": 20.0}, stream, Clock())
     progress.start("isda", "Training ISDA: finished before")
     progress.start("report", "Drawing")
     assert stream.getvalue().splitlines() == [
@@ -139,17 +140,17 @@ def training_line(iteration, loss, seconds):
 
 
 def test_paths_are_shown_as_they_are_typed_in_the_checkout(tmp_path):
-    assert demo_progress.shown_path(ROOT / "output" / "demo") == str(Path("output/demo"))
-    assert demo_progress.shown_path(tmp_path / "demo") == str(tmp_path / "demo")
+    assert training_progress.shown_path(ROOT / "output" / "demo") == str(Path("output/demo"))
+    assert training_progress.shown_path(tmp_path / "demo") == str(tmp_path / "demo")
 
 
 def test_watch_reads_iterations_losses_and_ap():
     now = Clock()
-    watch = demo_progress.TrainingWatch(100, 40, now)
+    watch = training_progress.TrainingWatch(100, 40, now)
     assert not watch.read("[11/21 08:54:30 d2.engine]: Starting training from iteration 0\n")
     assert watch.remaining() is None
     assert watch.read(training_line(19, 7.5, 0.5))
-    planned = demo_progress.PLANNED_EVALUATION
+    planned = training_progress.PLANNED_EVALUATION
     assert watch.remaining() == pytest.approx(80 * 0.5 + 3 * planned)  # after 40, 80 and 100
     watch.read("[d2.evaluation.evaluator]: Start inference on 39 batches\n")
     now.seconds = 5.0
@@ -168,7 +169,7 @@ def test_watch_reads_iterations_losses_and_ap():
 
 
 def test_watch_understands_a_loss_that_is_not_finite():
-    watch = demo_progress.TrainingWatch(100, 0)
+    watch = training_progress.TrainingWatch(100, 0)
     assert watch.read(training_line(19, "nan", 0.5))
     assert str(watch) == "iteration 20/100, loss nan"
 
@@ -277,10 +278,10 @@ def fake_training(tmp_path, monkeypatch, ending):
     text = TRAINING.format(line=training_line(19, 7.5, 0.5).strip(), ending=ending)
     (tmp_path / "train_net.py").write_text(text)
     run = open_run(tmp_path / "output")
-    for module in (run_demo, demo_progress):
+    for module in (training_process, training_progress):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     stream = io.StringIO()
-    progress = demo_progress.Progress({"isda": 100.0}, stream, interval=0)
+    progress = training_progress.Progress({"isda": 100.0}, stream, interval=0)
     return run, progress, stream
 
 
@@ -293,7 +294,7 @@ def test_training_is_started_as_a_user_would(tmp_path, monkeypatch):
     assert f"train_net.py {' '.join(expected)}" in stream.getvalue()
     assert "iteration 20/" in stream.getvalue()
     assert "reading data" not in stream.getvalue()
-    assert "reading data" in (run.folder / run_demo.CONSOLE_FILE).read_text()
+    assert "reading data" in (run.folder / training_process.CONSOLE_FILE).read_text()
     assert open_run(tmp_path / "output").finished
 
 

@@ -8,9 +8,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import demo_trained
-from demo_progress import Progress
 from isda import model_zoo
 from isda.data import register_coco_json
+from training_progress import Progress
 
 NUCLEI = Path(__file__).parents[1] / "datasets" / "nuclei_mini"
 FEW = "nuclei_few_for_the_demo"

@@ -16,9 +16,9 @@ from isda.files import write_text
 from detectron2.data import DatasetCatalog
 
 from demo_pictures import diverse, draw_predictions_of
-from demo_progress import Progress, shown_path
 from isda.engine.trainer import Trainer
 from isda.model_zoo import ModelEntry
+from training_progress import Progress, shown_path
 
 __all__ = ["NAMES", "available", "show_trained"]
 

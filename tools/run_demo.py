@@ -18,7 +18,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -33,10 +32,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from demo_pictures import diverse, draw_predictions_of, load_example
-from demo_progress import Progress, TrainingWatch, shown_path
 from demo_trained import available, show_trained
 from isda.engine.loader import training_dicts
 from isda.engine.setup import load_config, resolve_schedule
+from isda.files import write_text
 from isda.visualization import (
     contact_sheet,
     draw_annotations,
@@ -44,10 +43,11 @@ from isda.visualization import (
     read_metrics,
     write_image,
 )
+from training_process import CONSOLE_FILE, failure_text, python_name, run_program
+from training_progress import Progress, TrainingWatch, shown_path
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE_FILE = "demo.json"
-CONSOLE_FILE = "console.log"
 NUM_PICTURES = 6
 ABOUT_THE_SAME = 1.25  # how far times may differ that are called so
 
@@ -118,9 +118,7 @@ class Run:
 
     def save(self) -> None:
         state = {"fingerprint": self.fingerprint, "seconds": self.seconds}
-        write_atomically(
-            self.folder / STATE_FILE, strict_json.dumps(state | {"finished": self.finished})
-        )
+        write_text(self.folder / STATE_FILE, strict_json.dumps(state | {"finished": self.finished}))
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,6 @@ class Result:
     epochs: float
     iterations: int
     parameters: int
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def open_run(model: Model, output: Path, opts: list[str], fresh: bool) -> Run:
@@ -227,28 +219,14 @@ def train(run: Run, progress: Progress) -> None:
     command = run.command(resume)
     progress.say(f"      $ {shlex.join([python_name(), *command])}")
     watch, before, start = TrainingWatch(*schedule(run.cfg)), run.seconds, time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
-    try:
-        with (run.folder / CONSOLE_FILE).open("a", encoding="utf-8") as record:
-            for line in process.stdout:
-                record.write(line)
-                record.flush()
-                if watch.read(line) and (remaining := watch.remaining()) is not None:
-                    progress.update(str(watch), remaining)
-                    run.seconds = before + time.monotonic() - start
-                    run.save()
-        code = process.wait()
-    finally:
-        stop(process)
+
+    def read(line: str) -> None:
+        if watch.read(line) and (remaining := watch.remaining()) is not None:
+            progress.update(str(watch), remaining)
+            run.seconds = before + time.monotonic() - start
+            run.save()
+
+    code = run_program(command, run.folder / CONSOLE_FILE, read)
     run.seconds = before + time.monotonic() - start
     if code or not run.weights.is_file():
         raise DemoError(failure_message(run, code))
@@ -256,34 +234,13 @@ def train(run: Run, progress: Progress) -> None:
     run.save()
 
 
-def stop(process: subprocess.Popen) -> None:
-    """Ends the process if it still runs, in peace where it listens."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 def failure_message(run: Run, code: int) -> str:
     """What went wrong, with the last lines of the console, and what to do about it."""
-    record = run.folder / CONSOLE_FILE
-    tail = record.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-    reason = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
-    if code == -signal.SIGKILL:
-        reason += " (the system may have run out of memory)"
-    if code == 0:
-        reason = f"ended without writing {run.weights.name}"
-    return "\n".join(
-        [
-            f"training {run.model.name} {reason}. Its last lines, of {shown_path(record)}:",
-            *(f"    {line}" for line in tail),
-            "Run the same command again to continue from the last checkpoint, or with --fresh "
-            "to start anew.",
-        ]
+    what = f"training {run.model.name}"
+    text = failure_text(what, code, run.folder / CONSOLE_FILE, run.weights.name)
+    return (
+        f"{text}\nRun the same command again to continue from the last checkpoint, or with --fresh "
+        "to start anew."
     )
 
 
@@ -378,9 +335,9 @@ def report(runs: Sequence[Run], output: Path, progress: Progress) -> None:
         for run, predictor in zip(runs, predictors.values())
     ]
     text = f"{table(results)}\n\n{comparison(runs, results)}\n"
-    write_atomically(output / "results.md", text)
+    write_text(output / "results.md", text)
     rows = [dataclasses.asdict(result) for result in results]
-    write_atomically(output / "results.json", strict_json.dumps(rows, indent=1))
+    write_text(output / "results.json", strict_json.dumps(rows, indent=1))
     progress.finish()
     progress.say(f"\n{text}")
 
@@ -407,15 +364,6 @@ def farewell(output: Path) -> str:
             "docs/GETTING_STARTED.md goes on from there: your own images, COCO, several GPUs.",
         ]
     )
-
-
-def python_name() -> str:
-    """How a user calls this interpreter from the checkout."""
-    executable = Path(sys.executable)
-    if executable.is_relative_to(ROOT):
-        return str(executable.relative_to(ROOT))
-    on_path = shutil.which("python")
-    return "python" if on_path and Path(on_path) == executable else str(executable)
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What a newcomer sees while the demo works: stages, one line of training, and time left."""
+"""What a user sees while trainings run: stages, one line of training, and time left."""
 
 import math
 import re
@@ -83,7 +83,7 @@ class Progress:
             self.say(text)
 
     def remaining(self, stage_remaining: float | None = None) -> float:
-        """Seconds until the end of the demo.
+        """Seconds until the end of all stages.
 
         Args:
             stage_remaining: what the present stage still needs, if that is known.
