@@ -8,7 +8,7 @@ from matplotlib.figure import Figure  # not pyplot: needs no display and keeps n
 from benchmarking.components import COMPONENTS, PHASES
 from isda.visualization import write_figure
 
-__all__ = ["markdown", "plot_ap_over_latency", "plot_components"]
+__all__ = ["digits", "markdown", "plot_ap_over_latency", "plot_components", "ratio_text"]
 
 MEGABYTE = 2**20
 _ABSENT = ""
@@ -66,12 +66,12 @@ def _inference_columns(report: Mapping) -> dict[str, tuple[str, Callable]]:
         "Multiply-adds": ("flops", lambda f: f"{digits(f['total'] / 1e9)} G"),
         "Latency": ("latency", lambda x: seconds_text(x["median"])),
         "95 %": ("latency", lambda x: seconds_text(x["p95"])),
-        "Ratio": ("latency", _ratio),
+        "Ratio": ("latency", ratio_text),
         f"Images/s, batch {report['batch']}": (
             "throughput",
             lambda x: digits(x["images_per_second"]),
         ),
-        "Ratio of times": ("throughput", _ratio),
+        "Ratio of times": ("throughput", ratio_text),
         "Instances": ("latency", lambda x: str(x["instances"])),
         "Memory": ("latency", _memory),
         "AP": ("ap", lambda ap: f"{ap:.1f}"),
@@ -108,7 +108,7 @@ def digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
-def _ratio(result: Mapping) -> str:
+def ratio_text(result: Mapping) -> str:
     ratio = result["ratio"]
     return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
 
@@ -136,7 +136,7 @@ def _seconds_cell(result: Mapping, name: str) -> str:
 _TRAINING_COLUMNS = {
     "Step": ("training", lambda x: seconds_text(x["median"])),
     "95 %": ("training", lambda x: seconds_text(x["p95"])),
-    "Ratio": ("training", _ratio),
+    "Ratio": ("training", ratio_text),
     "Memory": ("training", _memory),
 }
 
