@@ -28,7 +28,7 @@ from detectron2.data import DatasetCatalog
 from comparison.methods import Data, Method
 from comparison.plan import PlanError
 from comparison.report import write_report
-from comparison.runs import Run, RunError, open_run, train
+from comparison.runs import Run, RunError, new_run, recall, train
 from comparison.speed import measure_speed, read_speed
 from training_progress import Progress, shown_path
 
@@ -59,7 +59,7 @@ DATA = (
         size=(320, 320),
         train_size=(288, 288),
         train_batch=2,
-        instances=40,
+        instances=43,
     ),
     Data(
         "shapes",
@@ -67,7 +67,7 @@ DATA = (
         size=(128, 128),
         train_size=(128, 128),
         train_batch=16,
-        instances=4,
+        instances=5,
     ),
 )
 # Of the clock, for the estimate of what remains: evaluations beside the training, and the speed.
@@ -85,22 +85,21 @@ def check_data(data: Data, opts: list[str]) -> None:
         DatasetCatalog.get(name)
 
 
-def open_runs(args: argparse.Namespace, output: Path) -> dict[str, Run]:
+def open_runs(args: argparse.Namespace) -> dict[str, Run]:
     """Per method's name; those that were not asked for are only read.
 
     Raises:
-        RunError: one that was asked for cannot be continued.
+        RunError, PlanError: one that was asked for cannot be continued.
     """
     runs = {}
     for method in METHODS:
+        run = new_run(method, args.data, args.output, args.opts)
         asked = method.name in args.methods
         try:
-            run = open_run(method, args.data, output, args.opts, args.fresh and asked)
-        except RunError:
+            recall(run, fresh=args.fresh and asked)
+        except (RunError, PlanError):
             if asked:
                 raise
-            cfg = load_config(method.config_file(args.data), args.opts)
-            run = Run(method, args.data, output / method.name, cfg, args.opts)
         runs[method.name] = run
     return runs
 
@@ -155,11 +154,11 @@ def compare(args: argparse.Namespace) -> list[str]:
     """All stages; messages of what failed.
 
     Raises:
-        RunError: nothing was started, because a training cannot be continued.
+        RunError, PlanError: nothing was started, because a training cannot be continued.
         DatasetError: the data are missing.
     """
     check_data(args.data, args.opts)
-    found = open_runs(args, args.output)
+    found = open_runs(args)
     everything = list(found.values())
     runs = [found[name] for name in args.methods]
     planned = {

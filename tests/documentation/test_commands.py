@@ -55,6 +55,9 @@ ELSEWHERE = {
     "python tools/convert_dataset.py via_export.json ": _OTHERS,
     "python tools/convert_dataset.py stage1_train ": _OTHERS,
     "python tools/convert_dataset.py cells ": _OTHERS,
+    "python tools/compare_methods.py ": (
+        "tests/tools/test_compare_methods.py::test_from_nothing_to_the_table_with_a_kill_between"
+    ),
     # Minutes on a busy machine, for models that are not as small as those of the tests.
     "python tools/export_model.py ": f"{_EXPORT}test_exported_model_agrees_on_photographs",
     "python tools/run_exported.py ": f"{_EXPORT}test_runner_prints_and_draws",

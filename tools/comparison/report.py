@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
 
 from benchmarking.tables import digits, ratio_text
-from comparison.runs import METRICS, Run
+from comparison.runs import Run
 from comparison.speed import ROUNDS, read_speed
 from isda import strict_json
 from isda.engine.environment import read_environment
@@ -94,7 +94,7 @@ def caption(results: Sequence[Mapping], missing: Sequence[str], reference: Run) 
         )
     parts.append(_circumstances(results))
     if missing:
-        parts.append(f"Not trained yet: {', '.join(missing)}.")
+        parts.append(f"Not trained to the end with this configuration: {', '.join(missing)}.")
     return "\n".join(parts)
 
 
@@ -164,6 +164,3 @@ def write_report(runs: Sequence[Run], reference: Run, output: Path) -> str | Non
     write_text(output / "table.md", text)
     plot(results, output / "ap_over_time.png")
     return text
-
-
-assert set(_COLUMNS) <= {*METRICS, "box AP"}

@@ -33,7 +33,7 @@ from isda.visualization import read_metrics
 from training_process import CONSOLE_FILE, failure_text, python_name, run_program
 from training_progress import Progress, TrainingWatch, shown_path
 
-__all__ = ["ONE_THREAD", "METRICS", "Run", "RunError", "evaluations", "open_run", "train"]
+__all__ = ["ONE_THREAD", "METRICS", "Run", "RunError", "evaluations", "new_run", "recall", "train"]
 
 # One core, whatever the machine has, and the same order of images and random numbers every time.
 FORCED = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SEED", "0")
@@ -119,38 +119,45 @@ def evaluations(records: Sequence[Mapping], iterations: int, batch: int) -> list
     return found
 
 
-def open_run(method: Method, data: Data, output: Path, opts: list[str], fresh: bool) -> Run:
-    """The method's training with what an earlier comparison left of it.
+def new_run(method: Method, data: Data, output: Path, opts: list[str]) -> Run:
+    """Without what an earlier comparison left of it.
 
     Args:
         output: folder of the whole comparison.
-        fresh: forget an earlier training.
+        opts: KEY VALUE pairs.
+    """
+    cfg = load_config(method.config_file(data), [*FORCED, *opts])
+    return Run(method, data, output / method.name, cfg, opts)
+
+
+def recall(run: Run, *, fresh: bool = False) -> None:
+    """Takes over the plan of an earlier comparison, or with ``fresh`` removes its training.
 
     Raises:
         RunError: it was planned with another configuration or other data, or the folder holds
             something else.
+        PlanError: the plan cannot be read.
     """
-    folder = output / method.name
-    cfg = load_config(method.config_file(data), [*FORCED, *opts])
-    if folder.is_dir():
-        remove_partial_files(folder)
-    run = Run(method, data, folder, cfg, opts, read_plan(folder))
-    if run.plan is None:
-        if folder.exists() and any(folder.iterdir()):
-            raise RunError(
-                f"{shown_path(folder)} holds no {PLAN_FILE}, so no training of this comparison: "
-                "choose another --output, or remove it"
-            )
-    elif fresh:
+    folder, method = run.folder, run.method
+    if not folder.is_dir():
+        return
+    remove_partial_files(folder)
+    plan = read_plan(folder)
+    if plan is None and any(folder.iterdir()):
+        raise RunError(
+            f"{shown_path(folder)} holds no {PLAN_FILE}, so no training of a comparison: choose "
+            "another --output, or remove it"
+        )
+    if fresh:
         shutil.rmtree(folder)
-        run.plan = None
-    elif changed := changes(run.plan, cfg, annotations_of(cfg)):
+    elif plan and (changed := changes(plan, run.cfg, annotations_of(run.cfg))):
         raise RunError(
             f"{shown_path(folder)} was planned with another configuration or other data: now "
             f"{'; '.join(changed)}. Set it back, choose another --output, or train {method.title} "
             f"anew with --methods {method.name} --fresh"
         )
-    return run
+    else:
+        run.plan = plan
 
 
 def train(run: Run, minutes: float, progress: Progress) -> None:
