@@ -165,7 +165,8 @@ def compare(args: argparse.Namespace) -> list[str]:
         run.method.name: 0.0 if run.finished else 60 * args.minutes + PLANNED_BESIDE for run in runs
     }
     if not args.skip_speed:
-        planned["speed"] = PLANNED_SPEED * len(runs)
+        measured = [run for run in runs if run.finished and read_speed(run, everything[0])]
+        planned["speed"] = PLANNED_SPEED * (len(runs) - len(measured))
     progress = Progress(planned)
     failures = train_all(runs, everything, args, progress)
     if not args.skip_speed:

@@ -103,12 +103,14 @@ def evaluations(records: Sequence[Mapping], iterations: int, batch: int) -> list
         batch: images of a step.
     """
     counted = [(r["iteration"] + 1, r[_SECONDS]) for r in records if _SECONDS in r]
+    if not counted:
+        return []
+    steps, seconds = zip((0, 0.0), *counted)
     found = []
     for record in records:
-        if "segm/AP" not in record or not counted:
+        if "segm/AP" not in record:
             continue
         done = min(record["iteration"] + 1, iterations)
-        steps, seconds = zip((0, 0.0), *counted)
         # A kill may have taken the last steps' record, but not their checkpoint.
         beyond = max(done - steps[-1], 0) * seconds[-1] / steps[-1]
         row = {"iteration": done, "images": done * batch}
