@@ -19,6 +19,7 @@ import training_progress
 from comparison import plan as planning
 from comparison import report
 from comparison.runs import RunError, evaluations, new_run, recall
+from comparison.speed import read_speed
 from isda.data import builtin
 from isda.engine.setup import load_config, resolve_schedule
 
@@ -135,8 +136,8 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-def compare(folder, *words, opts=()):
-    words = ["--data", "shapes", "--minutes", "0.5", "--skip-speed", *words]
+def compare(folder, *words, opts=(), speed=("--skip-speed",)):
+    words = ["--data", "shapes", "--minutes", "0.5", *speed, *words]
     words += ["--output", str(folder / "output"), "--opts", *EIGHT_IMAGES, *opts]
     return compare_methods.main(words)
 
@@ -230,6 +231,43 @@ def test_keys_that_a_later_version_adds_change_no_plan():
     assert planning.changes(plan, cfg, {"a": "1"}) == []
     cfg.SOLVER.EPOCHS = 3.0
     assert planning.changes(plan, cfg, {"a": "1"}) == ["SOLVER.EPOCHS 3 instead of 20"]
+
+
+BENCHMARK = """
+import json, pathlib, sys
+
+words = sys.argv[1:]
+names = words[words.index("--names") + 1 : words.index("--output")]
+with open("measured.txt", "a") as file:
+    print(*names, words[words.index("--opts") :], file=file)
+rows = []
+for number, name in enumerate(names, start=1):
+    ratio = {"median": number, "low": number, "high": number}
+    row = {"name": name, "parameters": {"total": number * 1e6}, "flops": {"total": number * 1e9}}
+    rows.append(row | {"latency": {"ratio": ratio}, "training": {"ratio": ratio}})
+folder = pathlib.Path(words[words.index("--output") + 1])
+(folder / "benchmark.json").write_text(json.dumps({"environment": {}, "rows": rows}))
+"""
+
+
+def test_speed_is_measured_once_beside_mask_rcnn(checkout):
+    (checkout / "tools").mkdir()
+    (checkout / "tools" / "benchmark.py").write_text(BENCHMARK)
+    table = checkout / "output/shapes_0.5min/table.md"
+    for _ in range(2):
+        assert compare(checkout, "--methods", "mask_rcnn", "isda", speed=()) == 0
+        lines = table.read_text().splitlines()
+        assert "|1 M|1 G|1.00 (1.00–1.00)|1.00 (1.00–1.00)|15 × 16|" in lines[2]
+        assert "|2 M|2 G|2.00 (2.00–2.00)|2.00 (2.00–2.00)|15 × 16|" in lines[3]
+    first, second = (checkout / "measured.txt").read_text().splitlines()
+    assert first.startswith("mask_rcnn ['--opts', 'MODEL.ROI_HEADS.NUM_CLASSES', '3', 'DATASETS")
+    assert second.startswith("mask_rcnn isda ['--opts', 'MODEL.ISDA.NUM_CLASSES', '3', 'MODEL.ROI")
+    run, reference = (
+        new_run(METHODS[name], SHAPES, table.parent, EIGHT_IMAGES) for name in ("isda", "mask_rcnn")
+    )
+    assert read_speed(run, reference)["name"] == "isda"
+    reference.cfg.MODEL.FPN.OUT_CHANNELS = 8
+    assert read_speed(run, reference) is None
 
 
 def test_missing_data_are_named_with_the_remedy(tmp_path, monkeypatch, capsys):

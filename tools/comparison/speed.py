@@ -29,7 +29,8 @@ def speed_command(run: Run, reference: Run) -> list[str]:
     for one in pair:
         words += ["--config-file", one.config_file]
     words += ["--names", *(one.method.name for one in pair)]
-    return [*words, "--output", shown_path(run.folder / "speed"), "--opts", *_classes(pair)]
+    words += ["--output", shown_path(run.folder / "speed")]
+    return [*words, "--opts", *_classes(pair), *run.opts]
 
 
 def _classes(pair: Sequence[Run]) -> list[str]:
@@ -40,9 +41,9 @@ def _classes(pair: Sequence[Run]) -> list[str]:
 
 
 def fingerprint(run: Run, reference: Run) -> str:
-    """Changes with anything that decides about the measurement."""
-    words = [*speed_command(run, reference), run.cfg.dump(), reference.cfg.dump()]
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()
+    """Changes with both configurations and with the images that are measured."""
+    parts = (run.cfg.dump(), reference.cfg.dump(), repr(run.data), ROUNDS)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def read_speed(run: Run, reference: Run) -> dict | None:
@@ -60,11 +61,11 @@ def measure_speed(run: Run, reference: Run) -> None:
     Raises:
         RunError: the benchmark failed; the message ends with the last lines of its console.
     """
-    folder, command = run.folder / "speed", [*speed_command(run, reference), *run.opts]
+    folder = run.folder / "speed"
     shutil.rmtree(folder, ignore_errors=True)  # of a benchmark that was killed
     folder.mkdir(parents=True)
     console = folder / CONSOLE_FILE
-    code = run_program(command, console, environment=ONE_THREAD)
+    code = run_program(speed_command(run, reference), console, environment=ONE_THREAD)
     result = folder / "benchmark.json"
     if code or not result.is_file():
         what = f"measuring the speed of {run.method.title}"
