@@ -260,8 +260,9 @@ def test_speed_is_measured_once_beside_mask_rcnn(checkout):
         assert "|1 M|1 G|1.00 (1.00–1.00)|1.00 (1.00–1.00)|15 × 16|" in lines[2]
         assert "|2 M|2 G|2.00 (2.00–2.00)|2.00 (2.00–2.00)|15 × 16|" in lines[3]
     first, second = (checkout / "measured.txt").read_text().splitlines()
-    assert first.startswith("mask_rcnn ['--opts', 'MODEL.ROI_HEADS.NUM_CLASSES', '3', 'DATASETS")
-    assert second.startswith("mask_rcnn isda ['--opts', 'MODEL.ISDA.NUM_CLASSES', '3', 'MODEL.ROI")
+    assert first.startswith("mask_rcnn ['--opts', ") and second.startswith("mask_rcnn isda [")
+    assert "'SOLVER.AMP.ENABLED', 'False', 'MODEL.ROI_HEADS.NUM_CLASSES', '3', 'DATAS" in first
+    assert "'MODEL.ISDA.NUM_CLASSES', '3', 'MODEL.ROI_HEADS.NUM_CLASSES', '3', 'DATAS" in second
     run, reference = (
         new_run(METHODS[name], SHAPES, table.parent, EIGHT_IMAGES) for name in ("isda", "mask_rcnn")
     )

@@ -33,10 +33,12 @@ from isda.visualization import read_metrics
 from training_process import CONSOLE_FILE, failure_text, python_name, run_program
 from training_progress import Progress, TrainingWatch, shown_path
 
-__all__ = ["ONE_THREAD", "METRICS", "Run", "RunError", "evaluations", "new_run", "recall", "train"]
+__all__ = ["FORCED", "ONE_THREAD", "Run", "RunError", "evaluations", "new_run", "recall", "train"]
 
 # One core, whatever the machine has, and the same order of images and random numbers every time.
+# Whether half precision pays is measured at every start: on a busy machine, not always alike.
 FORCED = ("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SEED", "0")
+FORCED += ("SOLVER.AMP.ENABLED", "False")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SECONDS = "processor_seconds"

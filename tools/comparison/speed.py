@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 
-from comparison.runs import ONE_THREAD, Run, RunError
+from comparison.runs import FORCED, ONE_THREAD, Run, RunError
 from isda import strict_json
 from isda.data.classes import num_classes_of
 from isda.engine.architectures import node_with_classes
@@ -30,7 +30,7 @@ def speed_command(run: Run, reference: Run) -> list[str]:
         words += ["--config-file", one.config_file]
     words += ["--names", *(one.method.name for one in pair)]
     words += ["--output", shown_path(run.folder / "speed")]
-    return [*words, "--opts", *_classes(pair), *run.opts]
+    return [*words, "--opts", *FORCED, *_classes(pair), *run.opts]
 
 
 def _classes(pair: Sequence[Run]) -> list[str]:
