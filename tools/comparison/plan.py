@@ -106,7 +106,8 @@ def probe_overrides() -> list[str]:
 def schedule_overrides(cfg: CfgNode, num_images: int, iterations: int) -> list[str]:
     """KEY VALUE pairs that stretch the config's own schedule to ``iterations``.
 
-    Warm-up and steps keep their shares of the whole; a cosine spans it anyway.
+    Steps keep their shares of the whole; a cosine spans it anyway. The warm-up stays as long as it
+    is, up to half of the training: shortened to 57 of 100 steps, it cost Mask R-CNN its box head.
 
     Args:
         num_images: filtered training images, of which an epoch consists.
@@ -119,7 +120,7 @@ def schedule_overrides(cfg: CfgNode, num_images: int, iterations: int) -> list[s
     return [
         *("SOLVER.EPOCHS", "0", "SOLVER.MAX_ITER", str(iterations)),
         *("SOLVER.STEPS", str(steps)),
-        *("SOLVER.WARMUP_ITERS", str(round(own.SOLVER.WARMUP_ITERS * share))),
+        *("SOLVER.WARMUP_ITERS", str(min(own.SOLVER.WARMUP_ITERS, iterations // 2))),
         *("SOLVER.CHECKPOINT_EPOCHS", "0", "SOLVER.CHECKPOINT_PERIOD", period),
         *("TEST.EVAL_EPOCHS", "0", "TEST.EVAL_PERIOD", period),
     ]
