@@ -6,7 +6,8 @@ kernels, "cuda" fails without these and the CUDA kernels, "none" builds none. Th
 without any, only slower. Nothing asks whether there is a GPU.
 
 What lies outside ``projects/`` and belongs to an installed package all the same is copied when it
-is built: the recipes (``isda/configs``) and the commit (``isda/commit.txt``).
+is built: the recipes (``isda/configs``), what the keys mean (``isda/docs/CONFIG.md``), and the
+commit (``isda/commit.txt``).
 """
 
 import os
@@ -39,6 +40,7 @@ REQUIREMENTS = [
 ]
 
 CONFIGS = Path("configs")
+REFERENCE = Path("docs/CONFIG.md")
 COMMIT = Path("commit.txt")  # in a source distribution, which has no git
 SOURCES = Path("projects/isda/ops/csrc")
 # Instead of these, TORCH_CUDA_ARCH_LIST.
@@ -61,17 +63,17 @@ FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.Subproc
 
 
 class BuildPackage(build_py):
-    """``build_py``, with the recipes and the commit; an editable package sees the checkout's."""
+    """``build_py``, with what lies outside the package; an editable one sees the checkout's."""
 
     def run(self):
         super().run()
         if getattr(self, "editable_mode", False):
             return
         package = Path(self.build_lib, "isda")
-        for config in sorted(CONFIGS.rglob("*.yaml")):
-            target = package / config
+        for file in (*sorted(CONFIGS.rglob("*.yaml")), REFERENCE):
+            target = package / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.copy_file(str(config), str(target))
+            self.copy_file(str(file), str(target))
         write_commit(package)
 
 
@@ -281,6 +283,7 @@ setup(
         "isda": ["weights/*", "**/*.json", "**/*.html", "**/*.css", "**/*.js"],
         "isda.ops": ["csrc/cuda/*.h", "csrc/cuda/*.cuh"],  # for NVRTC
     },
+    entry_points={"console_scripts": ["isda = isda.cli:program"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
     extras_require={

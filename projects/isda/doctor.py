@@ -1,8 +1,7 @@
-"""What is installed, what serves, and what to do about the rest: ``python -m isda.doctor``.
+"""What is installed, what serves, and what to do about the rest: ``isda doctor``.
 
-The exit status is 0 if everything works, if perhaps slower than it could, and 1 if something has
-to be acted on. Whatever may be missing or broken is imported in a process of its own, so that not
-even a crash there keeps this one from reporting.
+Whatever may be missing or broken is imported in a process of its own, so that not even a crash
+there keeps this one from reporting.
 """
 
 import hashlib
@@ -20,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isda import console
+from isda.cli import program
 
-__all__ = ["Report", "examine", "main"]
+__all__ = ["Report", "examine"]
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parents[1]  # of a checkout; of an installed package it means nothing
@@ -466,12 +465,5 @@ def probe_models() -> None:
     )
 
 
-def main() -> int:
-    report = examine()
-    sys.stdout.write(f"{report}\n")
-    return 1 if report.problems else 0
-
-
 if __name__ == "__main__":
-    console.start()
-    sys.exit(main())
+    program("doctor")

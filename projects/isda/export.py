@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from isda import strict_json
 from isda.engine.predictor import Predictor
+from isda.errors import UserError
 from isda.files import replacing, write_bytes
 from isda.meta_arch import ISTR, methods_with
 from isda.meta_arch.base import InstanceSegmentor
@@ -39,7 +40,7 @@ _LARGEST_SIDE = 128 * _DIVISOR
 _EXAMPLE_SIZE = (7 * _DIVISOR - 5, 9 * _DIVISOR - 11)  # sides that nothing divides
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """A model that cannot be exported; the message says why and what to do."""
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from isda.errors import UserError
+
 __all__ = [
     "PARTIAL",
     "WriteError",
@@ -30,7 +32,7 @@ _FULL = tuple(
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class WriteError(OSError):
+class WriteError(UserError, OSError):
     """A file that could not be written; the message names it and says why."""
 
 

@@ -82,7 +82,7 @@ def test_a_model_without_weights_says_which_have_some_and_how_to_train_it(zoo):
     message = str(error.value)
     assert message.startswith("'shapes/isda_tiny' has no trained weights here")
     assert "mine/parts" in message
-    assert "train_net.py --config-file " in message
+    assert "isda train --config-file " in message
 
 
 def test_config_with_and_without_training(zoo):

@@ -26,7 +26,7 @@ import convert_weights
 import export_model
 import publish_model
 import run_exported
-from isda import Predictor, model_zoo
+from isda import Predictor, cli, model_zoo
 from isda.checkpoint import Checkpointer, WeightsError
 from isda.engine.hooks import BestCheckpointer
 from isda.engine.launch import argument_parser, run
@@ -109,10 +109,9 @@ def test_a_folder_of_a_training(stranger, config, tmp_path):
 
 
 def test_the_demo(stranger, config, tmp_path, capsys):
-    demo = program(ROOT / "demo" / "demo.py")
     image = tmp_path / "image_0.png"
     words = ["--config-file", config, "--input", image, "--output", tmp_path / "shown"]
-    assert demo.main([*map(str, words), "--opts", "MODEL.WEIGHTS", str(stranger)]) == 1
+    assert cli.main(["predict", *map(str, words), "--opts", "MODEL.WEIGHTS", str(stranger)]) == 1
     assert REFUSED in capsys.readouterr().err
 
 

@@ -1,9 +1,11 @@
 """What a user hears when the data are at fault: one sentence with the culprit and the remedy."""
 
+from isda.errors import UserError
+
 __all__ = ["DatasetError", "ImageError"]
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A data set, its annotations or its images cannot be used as they are.
 
     Takes the sentence alone, so that PyTorch's data loader can raise it again outside its worker.

@@ -15,7 +15,14 @@ from detectron2.config import CfgNode
 from isda.engine.architectures import architecture
 from isda.meta_arch import METHODS
 
-__all__ = ["OnResume", "flattened", "idle_reason", "on_resume", "without_effect"]
+__all__ = [
+    "KNOWN_MODELS",
+    "OnResume",
+    "flattened",
+    "idle_reason",
+    "on_resume",
+    "without_effect",
+]
 
 Condition = Callable[[CfgNode], str]  # why a key has no effect; "" where it has one
 
@@ -119,12 +126,12 @@ def _architecture_is(*names: str) -> Condition:
     return reason
 
 
-_MODELS = (*(method.__name__ for method in METHODS), "GeneralizedRCNN", "RetinaNet")
+KNOWN_MODELS = (*(method.__name__ for method in METHODS), "GeneralizedRCNN", "RetinaNet")
 
 
 def _read_by(*readers: str) -> Condition:
-    """Without effect for all meta-architectures of :data:`_MODELS` but the ``readers``."""
-    return _architecture_is(*(name for name in _MODELS if name not in readers))
+    """Without effect for all meta-architectures of :data:`KNOWN_MODELS` but the ``readers``."""
+    return _architecture_is(*(name for name in KNOWN_MODELS if name not in readers))
 
 
 # The nodes that a builder of a backbone reads, beside MODEL.BACKBONE; of others nothing is known.

@@ -2,10 +2,12 @@
 
 import torch
 
+from isda.errors import UserError
+
 __all__ = ["DeviceError", "check_device"]
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError, ValueError):
     """There is no such device; the message says what there is."""
 
 

@@ -9,32 +9,20 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import DefaultTrainer, TrainerBase, default_argument_parser, launch
+from detectron2.engine import DefaultTrainer, TrainerBase, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from isda import console
-from isda.checkpoint import WeightsError
-from isda.data.errors import DatasetError
+from isda.engine.arguments import argument_parser
 from isda.engine.setup import ConfigError, check_config, configured, uses_cuda
-from isda.files import WriteError, is_full, write_error
-from isda.modeling.mask_dictionary import DictionaryError
+from isda.errors import UserError
+from isda.files import is_full, write_error
 
 __all__ = ["argument_parser", "run"]
 
 # What the user can mend: the message says all, a traceback would bury it.
-_USER_ERRORS = (ConfigError, DictionaryError, WeightsError, WriteError, FloatingPointError)
-
-
-def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """Detectron2's flags, ``--dataset``, and trailing KEY VALUE pairs."""
-    parser = default_argument_parser(epilog)
-    parser.add_argument(
-        "--dataset",
-        metavar="PATH",
-        help="your own data in COCO's format: a folder as of COCO or Roboflow, or a JSON file",
-    )
-    return parser
+_USER_ERRORS = (UserError, FloatingPointError)
 
 
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
@@ -63,10 +51,10 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             _launch_on_cpus(main, args)
         else:
             main(args)
-    except _USER_ERRORS as error:
-        sys.exit(f"error: {error}")
-    except DatasetError as error:
+    except UserError as error:
         sys.exit(f"error: {error.sentence}")
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:  # of others' code, which does not say what could not be written
         if not is_full(error):
             raise
@@ -77,7 +65,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Whether a record of Detectron2's loop is to be logged: no, where a sentence will say it."""
-    return not (record.exc_info and isinstance(record.exc_info[1], (*_USER_ERRORS, DatasetError)))
+    return not (record.exc_info and isinstance(record.exc_info[1], _USER_ERRORS))
 
 
 def _check_gpus(wanted: int) -> None:

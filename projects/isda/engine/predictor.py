@@ -24,7 +24,7 @@ from isda.engine.setup import load_config
 from isda.modeling.folding import fold_norms
 from isda.modeling.postprocessing import boxed_instances
 
-__all__ = ["Predictor", "confident", "trained_config"]
+__all__ = ["Predictor", "confident", "config_of", "trained_config"]
 
 _THRESHOLD = 0.5
 _CONFIG = "config.yaml"
@@ -82,7 +82,7 @@ class Predictor:
         """
         _check_numbers(threshold, batch_size)
         is_config = isinstance(source, CfgNode)
-        cfg = source.clone() if is_config else _config_of(source)
+        cfg = source.clone() if is_config else config_of(source)
         cfg.defrost()
         if device is not None:
             cfg.MODEL.DEVICE = str(check_device(device))
@@ -175,20 +175,28 @@ def _of_one_size(inputs: Sequence[dict]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _config_of(source: str | os.PathLike) -> CfgNode:
-    """Of a training, or of a name of the model zoo."""
+def config_of(source: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
+    """The config of a trained model: of a training as of :func:`trained_config`, or of a name.
+
+    Args:
+        overrides: ``KEY, VALUE, ...``, but for ``MODEL.WEIGHTS``, which the source decides.
+
+    Raises:
+        ValueError: there is no such training or model, or an override is wrong.
+    """
     path = Path(source).expanduser()
     is_training = path.suffix == ".pth" or (path / _CONFIG).is_file()
     if is_training or (path.exists() and not model_zoo.is_known(source)):
-        return trained_config(path)
-    return model_zoo.get_config(os.fspath(source), trained=True)
+        return trained_config(path, overrides)
+    return model_zoo.get_config(os.fspath(source), trained=True, overrides=overrides)
 
 
-def trained_config(training: str | os.PathLike) -> CfgNode:
+def trained_config(training: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
     """The config of a training, ``MODEL.WEIGHTS`` being what it trained.
 
     Args:
         training: its ``OUTPUT_DIR``, or a checkpoint in it.
+        overrides: as of :func:`config_of`.
 
     Raises:
         ValueError: there is no config, or no weights.
@@ -208,7 +216,9 @@ def trained_config(training: str | os.PathLike) -> CfgNode:
             f"{folder} has no {lacking}: let the training finish, or name one of its checkpoints, "
             "such as model_0000999.pth"
         )
-    return load_config(str(folder / _CONFIG), ["MODEL.WEIGHTS", str(weights[0])])
+    cfg = load_config(str(folder / _CONFIG), [*overrides])
+    cfg.MODEL.WEIGHTS = str(weights[0])
+    return cfg
 
 
 def confident(instances: Instances, threshold: float) -> Instances:

@@ -36,7 +36,14 @@ from isda.files import write_error, write_text
 from isda.requirements import POSITIVE, SHARE, at_least, one_of
 from isda.training.optimizer import CLIP_TYPES
 
-__all__ = ["ConfigError", "check_config", "load_config", "resolve_schedule", "setup"]
+__all__ = [
+    "REQUIREMENTS",
+    "ConfigError",
+    "check_config",
+    "load_config",
+    "resolve_schedule",
+    "setup",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -335,7 +342,7 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
 
 
 # Detectron2 scales no image where the shorter side is to have 0 pixels.
-_REQUIREMENTS = {
+REQUIREMENTS = {
     "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.MIN_SIZE_TRAIN": (
         lambda sizes: len(sizes) > 0 and all(size >= 0 for size in sizes),
@@ -383,7 +390,7 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         ConfigError: with the first key that is wrong.
     """
     values = flattened(cfg)
-    for key, (holds, requirement) in (_REQUIREMENTS | node_requirements(cfg)).items():
+    for key, (holds, requirement) in (REQUIREMENTS | node_requirements(cfg)).items():
         if not holds(values[key]):
             raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
     check_trainable(cfg)

@@ -17,6 +17,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from isda.errors import UserError
+
 __all__ = ["DECLARED", "DeclarationError", "Unavailable", "declared", "undivided_heads"]
 
 DECLARED = ("config_node", "requirements", "conflict", "exporter", "compilation", "tracer")
@@ -26,7 +28,7 @@ class Unavailable(str):
     """Why a method lacks something: a sentence for the user, which says what to do instead."""
 
 
-class DeclarationError(ValueError):
+class DeclarationError(UserError, ValueError):
     """A model lacks what was asked for; the message says why."""
 
 

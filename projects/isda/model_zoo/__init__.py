@@ -11,15 +11,12 @@ nothing is used here::
 
 A folder named by the environment variable ``ISDA_MODEL_ZOO`` adds models of your own, and is
 where weights are looked for before they are downloaded; ``tools/publish_model.py`` fills one.
+
+PyTorch and Detectron2 are imported by what needs them: names and files alone are there at once.
 """
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from torch import nn
+from typing import TYPE_CHECKING
 
-from isda.engine.inference import load_trained
-from isda.engine.setup import load_config, resolve_classes, uses_cuda
 from isda.model_zoo.catalog import (
     ModelEntry,
     ModelZooError,
@@ -29,7 +26,11 @@ from isda.model_zoo.catalog import (
     is_known,
     list_models,
 )
-from isda.model_zoo.weights import checkpoint_path
+
+if TYPE_CHECKING:
+    import torch
+    from detectron2.config import CfgNode
+    from torch import nn
 
 __all__ = [
     "ModelEntry",
@@ -47,7 +48,7 @@ __all__ = [
 list = list_models  # noqa: A001  (model_zoo.list() is what fingers type)
 
 
-def get_config(name: str, trained: bool = False, overrides=()) -> CfgNode:
+def get_config(name: str, trained: bool = False, overrides=()) -> "CfgNode":
     """The config of a model.
 
     Args:
@@ -60,6 +61,8 @@ def get_config(name: str, trained: bool = False, overrides=()) -> CfgNode:
         WeightsError: the weights cannot be fetched, or are not those of the table.
         ConfigError: an override is wrong.
     """
+    from isda.engine.setup import load_config
+
     cfg = load_config(get_config_file(name), [*overrides])
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_path(name)
@@ -73,6 +76,8 @@ def get_checkpoint_path(name: str) -> str:
         ModelZooError: there is no such model, or it has no trained weights.
         WeightsError: the weights cannot be fetched, or are not those of the table.
     """
+    from isda.model_zoo.weights import checkpoint_path
+
     return str(checkpoint_path(entry_of(name)))
 
 
@@ -86,7 +91,7 @@ def get_checkpoint_url(name: str) -> str:
     return entry.weights if "://" in entry.weights and not entry.local_file() else path
 
 
-def get(name: str, trained: bool = True, device: str | torch.device | None = None) -> nn.Module:
+def get(name: str, trained: bool = True, device: "str | torch.device | None" = None) -> "nn.Module":
     """A model in evaluation mode; call ``.train()`` to train it.
 
     Args:
@@ -98,6 +103,11 @@ def get(name: str, trained: bool = True, device: str | torch.device | None = Non
         ModelZooError: there is no such model, or it has no trained weights.
         WeightsError: the weights cannot be fetched, or are not those of the table.
     """
+    from detectron2.modeling import build_model
+
+    from isda.engine.inference import load_trained
+    from isda.engine.setup import resolve_classes, uses_cuda
+
     cfg = get_config(name, trained)
     if device is not None:
         cfg.MODEL.DEVICE = str(device)

@@ -6,6 +6,9 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlparse
+
+from isda.errors import UserError
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -15,6 +18,7 @@ __all__ = [
     "canonical_name",
     "entries",
     "entry_of",
+    "find_config_file",
     "get_config_file",
     "is_known",
     "list_models",
@@ -31,7 +35,7 @@ _CONFIG_FOLDERS = (_PACKAGE.parents[1] / "configs", _PACKAGE / "configs")
 _SHOWN = 6  # names in a message
 
 
-class ModelZooError(ValueError):
+class ModelZooError(UserError, ValueError):
     """A model that does not exist, or not yet; the message says which ones do."""
 
 
@@ -57,6 +61,19 @@ class ModelEntry:
         folder = own_folder()
         path = folder and folder / self.file_name
         return path if path and path.is_file() else None
+
+    def whereabouts(self) -> tuple[str, Path | None]:
+        """Where the weights are, in words, and their file if it is on this computer."""
+        path = self.local_file()
+        if path:
+            return f"in {FOLDER_VARIABLE}", path
+        if self.weights.startswith("isda://"):
+            path = _PACKAGE / "weights" / self.file_name
+            return ("shipped", path) if path.is_file() else ("missing", None)
+        if "://" not in self.weights:
+            return "missing", None
+        path = _downloaded(self.weights)
+        return ("downloaded", path) if path.is_file() else ("to be downloaded", None)
 
 
 def own_folder() -> Path | None:
@@ -98,6 +115,14 @@ def get_config_file(name: str | os.PathLike) -> str:
     return str(files[name])
 
 
+def find_config_file(path: str) -> str:
+    """The file of a path or, where there is none, of the model of this name.
+
+    So ``configs/nuclei/isda_tiny.yaml`` is found outside a checkout, too.
+    """
+    return path if os.path.exists(path) or not is_known(path) else get_config_file(path)
+
+
 def list_models(pattern: str = "*", *, trained: bool = False) -> list[str]:
     """Names of models; those with trained weights come first.
 
@@ -130,7 +155,7 @@ def entry_of(name: str | os.PathLike) -> ModelEntry:
         some = ", ".join(list_models(trained=True)) or "none yet"
         raise ModelZooError(
             f"'{name}' has no trained weights here (those that have: {some}); train it by "
-            f"train_net.py --config-file {_shortened(path)}"
+            f"isda train --config-file {_shortened(path)}"
         )
     return table[name]
 
@@ -159,6 +184,13 @@ def _config_files() -> dict[str, Path]:
             files = sorted(folder.rglob("*.yaml"))
             found |= {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
     return {name: p for name, p in found.items() if not p.name.startswith("Base-")}
+
+
+def _downloaded(url: str) -> Path:
+    """Where iopath keeps what it has fetched from an address."""
+    from iopath.common.file_io import get_cache_dir
+
+    return Path(get_cache_dir(), urlparse(url).path.lstrip("/"))
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from isda import strict_json
 from isda.engine.inference import Classes
+from isda.errors import UserError
 from isda.files import write_bytes, write_text
 from isda.model_zoo.catalog import ModelEntry, read_table
 
@@ -35,7 +36,7 @@ _COMPARED = ("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TE
 _NOT_COMPARED = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.WEIGHTS_MIN_MATCHED", ".NUM_CLASSES")
 
 
-class PublishingError(ValueError):
+class PublishingError(UserError, ValueError):
     """A model that cannot be published as asked; the message says why and what to do."""
 
 

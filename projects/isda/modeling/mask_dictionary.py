@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 import isda.modeling.backbone.torch_backbone  # noqa: F401  (registers isda://)
+from isda.errors import UserError
 from isda.files import replacing
 
 __all__ = [
@@ -33,7 +34,7 @@ _ARRAYS = ("components", "mean", "explained_variance", "explained_variance_ratio
 _AUTHORS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
 
 
-class DictionaryError(ValueError):
+class DictionaryError(UserError, ValueError):
     """A mask dictionary cannot be used; the message says why and what to do."""
 
 

@@ -1,7 +1,9 @@
 """What is raised for a file of weights that cannot be used."""
 
+from isda.errors import UserError
+
 __all__ = ["WeightsError"]
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """Weights that cannot be used; the message says why and what to do."""

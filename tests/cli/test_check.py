@@ -10,13 +10,13 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "data/survey"))
 from examples_of_datasets import content, write
 
-import check_dataset
+from isda import cli
 
 NUCLEI = Path(__file__).parents[2] / "datasets/nuclei_mini"
 
 
 def check(capsys, *arguments) -> tuple[int, str]:
-    status = check_dataset.main([str(argument) for argument in arguments])
+    status = cli.main(["check", *map(str, arguments)])
     streams = capsys.readouterr()
     return status, streams.out + streams.err
 
@@ -145,6 +145,6 @@ def test_wrong_commands(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(SystemExit) as raised:
-        check_dataset.main(arguments)
+        cli.main(["check", *arguments])
     assert raised.value.code == 2
     assert message in capsys.readouterr().err

@@ -1,5 +1,4 @@
 import contextlib
-import importlib.util
 import io
 import json
 import sys
@@ -18,22 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from toys import toy_config
 
+from isda import cli
+from isda.cli import predict
 from isda.engine.inference import Classes
 from isda.engine.prediction import Prediction
 from isda.engine.predictor import Predictor, confident
 from isda.model_zoo.weights import sha256_of
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_demo():
-    specification = importlib.util.spec_from_file_location("demo", ROOT / "demo" / "demo.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-demo = load_demo()
+from isda.prediction import files, video
+from isda.prediction.errors import RequestError
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +64,12 @@ def test_threshold_filters(threshold, kept):
 
 
 def parse(*arguments):
-    return demo.parse_arguments(["--config-file", "none", *map(str, arguments)])
+    words = ["--config-file", "none", *map(str, arguments)]
+    return cli.parser_of("predict").parse_args(words)
 
 
 def run_on_images(*arguments, predictor=None):
-    return demo.run_on_images(predictor or FakePredictor(), parse(*arguments))
+    return predict.run_on_images(predictor or FakePredictor(), parse(*arguments))
 
 
 def write_grey(path, height=100, width=200):
@@ -150,38 +142,38 @@ def test_an_image_that_fails_does_not_end_the_run(tmp_path, capsys):
 def test_speed_is_told(tmp_path, capsys, monkeypatch):
     """Half a second for the model, and as much for everything else."""
     moments = iter(np.arange(0, 100, 0.5))
-    monkeypatch.setattr(demo, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    monkeypatch.setattr(predict, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     images = [write_grey(tmp_path / f"{index}.png") for index in range(2)]
     run_on_images("--input", *images, "--output", tmp_path / "o")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "2 images in 2.5 s: 0.80 per second, 2.00 without reading and drawing"
-    assert demo.Speed().summary("image") == "0 images"
+    assert predict.Speed().summary("image") == "0 images"
 
 
 def test_files_patterns_and_folders_are_found(tmp_path):
     for name in ("b.jpg", "a.PNG", "notes.txt", "[1].jpg"):
         (tmp_path / name).touch()
-    found, missing = demo.find_images([str(tmp_path)])
+    found, missing = files.find_images([str(tmp_path)])
     assert [path.name for path in found] == ["[1].jpg", "a.PNG", "b.jpg"]
     assert missing == {}
     pattern, bracketed = str(tmp_path / "*.jpg"), str(tmp_path / "[1].jpg")
-    found, missing = demo.find_images([bracketed, pattern, "none.tif"])
+    found, missing = files.find_images([bracketed, pattern, "none.tif"])
     assert [path.name for path in found] == ["[1].jpg", "b.jpg"]
     assert missing == {"none.tif": "no image there"}
-    with pytest.raises(demo.DemoError, match=r"--input .*\*\.gif none\.tif: no image there"):
-        demo.find_images([str(tmp_path / "*.gif"), "none.tif"])
+    with pytest.raises(RequestError, match=r"--input .*\*\.gif none\.tif: no image there"):
+        files.find_images([str(tmp_path / "*.gif"), "none.tif"])
 
 
 def test_results_do_not_overwrite_each_other_or_the_images(tmp_path):
     images = [Path("x/1.png"), Path("y/1.png"), Path("y/1_2.png"), Path("y/1.heic")]
-    names = [path.name for path in demo.output_paths(images, "out")]
+    names = [path.name for path in files.output_paths(images, "out")]
     assert len(set(names)) == 4
     assert names[3] == "1_3.png"  # OpenCV writes no .heic
-    assert demo.output_paths(images[:1], "one.jpg") == [Path("one.jpg")]
-    with pytest.raises(demo.DemoError, match=r"one\.jpg is one file, but there are 4 images"):
-        demo.output_paths(images, "one.jpg")
-    with pytest.raises(demo.DemoError, match=r"would replace x/\.\./x/1\.png: give another folder"):
-        demo.output_paths(images[:1], "x/../x")
+    assert files.output_paths(images[:1], "one.jpg") == [Path("one.jpg")]
+    with pytest.raises(RequestError, match=r"one\.jpg is one file, but there are 4 images"):
+        files.output_paths(images, "one.jpg")
+    with pytest.raises(RequestError, match=r"would replace x/\.\./x/1\.png: give another folder"):
+        files.output_paths(images[:1], "x/../x")
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(0.5, 1), (0.1, 2)])
@@ -219,8 +211,8 @@ def test_pictures_and_json_at_once_and_classes_without_names(tmp_path):
     content = json.loads(file.read_text())
     assert content["categories"] == [{"id": 2, "name": "class 1"}]
     assert [a["category_id"] for a in content["annotations"]] == [2]
-    with pytest.raises(demo.DemoError, match="--output o p: give one folder or file for pictures"):
-        demo.split_outputs(["o", "a.json", "p"])
+    with pytest.raises(RequestError, match="--output o p: give one folder or file for pictures"):
+        files.split_outputs(["o", "a.json", "p"])
 
 
 def test_an_interrupted_run_leaves_what_it_found(tmp_path):
@@ -243,21 +235,21 @@ def test_an_interrupted_run_leaves_what_it_found(tmp_path):
 def test_where_nothing_can_be_written_nothing_is_predicted(tmp_path, output):
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "a.json").mkdir()
-    image, video = write_grey(tmp_path / "a.png"), write_video(tmp_path / "a.mp4")
+    image, film = write_grey(tmp_path / "a.png"), write_video(tmp_path / "a.mp4")
     output, nobody = tmp_path / output, SimpleNamespace(classes=Classes(None, None))
-    with pytest.raises(demo.DemoError, match="^--output.* (cannot be made|is a folder)"):
-        demo.run_on_images(nobody, parse("--input", image, "--output", output))
+    with pytest.raises(RequestError, match="^--output.* (cannot be made|is a folder)"):
+        predict.run_on_images(nobody, parse("--input", image, "--output", output))
     if output.suffix:
         output = output.with_suffix(".mp4") if output.suffix == ".png" else output
-        with pytest.raises(demo.DemoError, match="^--output.* (cannot be made|is a folder)"):
-            demo.run_on_video(nobody, parse("--video-input", video, "--output", output))
+        with pytest.raises(RequestError, match="^--output.* (cannot be made|is a folder)"):
+            predict.run_on_video(nobody, parse("--video-input", film, "--output", output))
 
 
 def test_a_window_shows_one_image_after_the_other_until_escape(tmp_path, monkeypatch):
     images = [write_grey(tmp_path / name, 60, 90) for name in ("a.png", "b.png", "c.png")]
-    shown, keys = [], iter([32, demo.ESCAPE])
-    monkeypatch.setattr(demo.cv2, "imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr(demo.cv2, "waitKey", lambda milliseconds: next(keys))
+    shown, keys = [], iter([32, video.ESCAPE])
+    monkeypatch.setattr(video.cv2, "imshow", lambda _, image: shown.append(image))
+    monkeypatch.setattr(video.cv2, "waitKey", lambda milliseconds: next(keys))
     assert run_on_images("--input", *images) == 0
     assert [image.shape for image in shown] == [(60, 90, 3)] * 2
     assert (shown[0][30, 20] != 100).any()
@@ -267,13 +259,13 @@ def test_no_window_says_what_to_do(tmp_path, monkeypatch):
     def refuse(*_):
         raise cv2.error("The function is not implemented")
 
-    monkeypatch.setattr(demo.cv2, "imshow", refuse)
-    with pytest.raises(demo.DemoError, match="no window here: add --output"):
+    monkeypatch.setattr(video.cv2, "imshow", refuse)
+    with pytest.raises(RequestError, match="no window here: add --output"):
         run_on_images("--input", write_grey(tmp_path / "a.png"))
 
 
 def write_video(path, frames=4):
-    writer = demo.open_video(str(path), 10.0, (64, 128))
+    writer = video.open_video(str(path), 10.0, (64, 128))
     for _ in range(frames):
         writer.write(np.full((64, 128, 3), 100, np.uint8))
     writer.release()
@@ -288,8 +280,8 @@ def darkest(frame):
 def test_every_frame_of_a_video_is_drawn(tmp_path, capsys, labels):
     path, output = write_video(tmp_path / "in.mp4"), tmp_path / "out" / "out.mp4"
     arguments = ["--video-input", path, "--output", output, tmp_path / "found.json"]
-    demo.run_on_video(FakePredictor(), parse(*arguments, *["--no-labels"] * (not labels)))
-    frames = list(demo.frames_of(cv2.VideoCapture(str(output))))
+    predict.run_on_video(FakePredictor(), parse(*arguments, *["--no-labels"] * (not labels)))
+    frames = list(video.frames_of(cv2.VideoCapture(str(output))))
     assert len(frames) == 4
     for frame in frames:
         assert np.abs(frame[45:55, 30:40].astype(int) - 100).max() > 30
@@ -306,7 +298,7 @@ def test_every_frame_of_a_video_is_drawn(tmp_path, capsys, labels):
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_instance_keeps_its_color_when_the_ranks_change(labels):
     frame = np.full((64, 128, 3), 100, np.uint8)
-    painter = demo.VideoPainter(["a", "b"], labels)
+    painter = video.VideoPainter(["a", "b"], labels)
     first, nothing = Prediction(two_instances(64, 128), frame), FakePredictor()(frame)[:0]
     before = painter.draw(frame, first)
     np.testing.assert_array_equal(painter.draw(frame, nothing), frame)
@@ -335,22 +327,22 @@ def test_a_camera_is_shown_until_escape(monkeypatch):
         def release(self):
             self.released = True
 
-    cameras, keys = [], iter([255, 255, demo.ESCAPE])
+    cameras, keys = [], iter([255, 255, video.ESCAPE])
     monkeypatch.setattr(
-        demo.cv2, "VideoCapture", lambda source: cameras.append(Camera(source)) or cameras[0]
+        video.cv2, "VideoCapture", lambda source: cameras.append(Camera(source)) or cameras[0]
     )
-    monkeypatch.setattr(demo.cv2, "imshow", lambda *_: None)
-    monkeypatch.setattr(demo.cv2, "waitKey", lambda milliseconds: next(keys))
-    demo.run_on_video(FakePredictor(), parse("--webcam"))
+    monkeypatch.setattr(video.cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(video.cv2, "waitKey", lambda milliseconds: next(keys))
+    predict.run_on_video(FakePredictor(), parse("--webcam"))
     assert next(keys, None) is None
     assert cameras[0].released
 
 
 def test_a_video_that_is_not_there_or_has_no_suffix(tmp_path):
-    with pytest.raises(demo.DemoError, match=r"none\.mp4 cannot be opened"):
-        demo.run_on_video(FakePredictor(), parse("--video-input", tmp_path / "none.mp4"))
-    with pytest.raises(demo.DemoError, match="it is a file, .mp4"):
-        demo.open_video(str(tmp_path / "folder"), 10.0, (64, 128))
+    with pytest.raises(RequestError, match=r"none\.mp4 cannot be opened"):
+        predict.run_on_video(FakePredictor(), parse("--video-input", tmp_path / "none.mp4"))
+    with pytest.raises(RequestError, match="it is a file, .mp4"):
+        video.open_video(str(tmp_path / "folder"), 10.0, (64, 128))
 
 
 def test_a_model_of_the_zoo_from_its_name_to_coco_json(tmp_path, monkeypatch, capsys):
@@ -374,7 +366,7 @@ def test_a_model_of_the_zoo_from_its_name_to_coco_json(tmp_path, monkeypatch, ca
     assert 0 < len(expected) < len(found)
     arguments = ["--model", "mine/toy", "--input", str(tmp_path / "a.png")]
     arguments += ["--confidence-threshold", str(threshold), "--output", str(tmp_path / "o.json")]
-    assert demo.main(arguments) == 0
+    assert cli.main(["predict", *arguments]) == 0
     content = json.loads((tmp_path / "o.json").read_text())
     assert [a["score"] for a in content["annotations"]] == pytest.approx(expected)
     assert content["categories"] == [{"id": i, "name": n} for i, n in zip((5, 7, 9), "abc")]
@@ -384,13 +376,13 @@ def test_a_model_of_the_zoo_from_its_name_to_coco_json(tmp_path, monkeypatch, ca
 
 def test_mistakes_end_with_one_message(tmp_path, capsys):
     arguments = ["--config-file", str(tmp_path / "no.yaml"), "--input", "a.jpg"]
-    assert demo.main(arguments) == 1
+    assert cli.main(["predict", *arguments]) == 1
     assert capsys.readouterr().err.startswith("error: config file")
-    assert demo.main(["--model", "nuclei/isda_tinny", "--input", "a.jpg"]) == 1
+    assert cli.main(["predict", "--model", "nuclei/isda_tinny", "--input", "a.jpg"]) == 1
     assert "did you mean nuclei/isda_tiny" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        demo.parse_arguments([*arguments, "--confidence-threshold", "50"])
+        cli.main(["predict", *arguments, "--confidence-threshold", "50"])
     assert "from 0 to 1, got 50" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        demo.parse_arguments(["--input", "a.jpg"])
+        cli.main(["predict", "--input", "a.jpg"])
     assert "one of the arguments --model --config-file is required" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Check a data set in COCO's format: what is in it, what is wrong, and which settings suit it.
+
+    isda check mine --output mine.html
+    isda check train.json --images photos
+    isda check mine --quick
+    isda check mine --config-file finetune/isda_mobilenet_v2.yaml
+
+The first is a folder as isda train --dataset takes it. The page shows pictures and distributions
+in one file. Every image is decoded, as a truncated one would stop the training; --quick leaves
+that out. Last comes the mask AP that a perfect ISDA could reach with the recommended settings, or
+with those of a configuration: sizes and mask stride decide how exactly it can draw.
+Exit status: 0 training will work, 1 it will not, 2 the command is wrong.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isda.engine.arguments import config_file
+from isda.errors import UsageError
+
+if TYPE_CHECKING:
+    from isda.data.survey import Finding, Survey
+
+EXPECTED = (OSError,)
+INTERVAL = 5.0  # seconds between lines of progress
+INSTANCES = 1000  # that the ceiling is computed from, at most
+ENOUGH = 90.0  # mask AP from which on nothing is looked for that would raise it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="folder, or annotation file, of the data set")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images of an annotation file")
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help="write a page as well")
+    parser.add_argument("--quick", action="store_true", help="do not decode the images")
+    parser.add_argument(
+        "--config-file", type=config_file, metavar="FILE", help="whose mask AP at best is computed"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; comes last"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.path.exists():
+        raise UsageError(f"{args.path}: there is no such file or folder")
+    if args.images and not args.path.is_file():
+        raise UsageError("--images belongs to an annotation file; a folder's images are found")
+    if args.images and not args.images.is_dir():
+        raise UsageError(f"{args.images}: there is no such folder")
+    args.cfg = read_config(args)
+    survey = examined(args)
+    report(survey, args)
+    return 0 if survey.will_train else 1
+
+
+def read_config(args: argparse.Namespace):
+    """The configuration that the arguments name; None: they name none.
+
+    Raises:
+        UsageError: it is wrong.
+    """
+    if not (args.config_file or args.opts):
+        return None
+    from isda.engine.setup import ConfigError, check_config, load_config
+
+    try:
+        cfg = load_config(args.config_file or "", args.opts)
+        check_config(cfg)
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+    return cfg
+
+
+class Progress:
+    """Images per second on standard error, where they take longer than some seconds."""
+
+    def __init__(self):
+        self.done = 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.last >= INTERVAL:
+            self.last = now
+            rate = self.done / (now - self.start)
+            print(f"{self.done:,} images decoded, {rate:,.0f}/s", file=sys.stderr, flush=True)
+
+
+def examined(args: argparse.Namespace) -> "Survey":
+    """What is found, and what training itself says of the folder.
+
+    Raises:
+        DatasetError: there is no data set.
+    """
+    from isda.data.errors import DatasetError
+    from isda.data.layouts import Split, find_dataset
+    from isda.data.own_data import register_folder
+    from isda.data.survey import ERROR, Finding, examine
+
+    splits = [Split("all", args.path, args.images)] if args.images else find_dataset(args.path)
+    survey = examine(splits, reads_images=not args.quick, advance=Progress())
+    if not args.images:
+        try:
+            register_folder(args.path)
+        except DatasetError as error:
+            if str(error) not in [finding.text for finding in survey.findings]:
+                survey.findings.append(Finding(ERROR, str(error)))
+    return survey
+
+
+def print_findings(findings: "Iterable[Finding]") -> None:
+    print()
+    for finding in findings:
+        split = f" ({finding.split})" if finding.split else ""
+        print(f"{finding.level}{split}: {finding.text}")
+
+
+def print_settings(settings: dict[str, object]) -> None:
+    print(
+        "\nsettings that suit these data, as KEY VALUE pairs after isda train's flags "
+        "(of ISTR MODEL.ISTR.NUM_QUERIES):"
+    )
+    for key, value in settings.items():
+        print(f"  {key} {value!r}" if not isinstance(value, tuple) else f"  {key} '{value}'")
+
+
+def ceiling(survey: "Survey", settings: dict[str, object], args: argparse.Namespace) -> str:
+    """What a perfect model could reach; empty where there are no instances."""
+    from isda.data.survey import MaskForm, annotated_images, form_of_settings, look_ahead
+
+    if args.cfg is None:
+        form, named = form_of_settings(settings), "these settings"
+    elif args.cfg.MODEL.META_ARCHITECTURE != "ISDA":
+        return f"what a perfect {args.cfg.MODEL.META_ARCHITECTURE} could reach is not computed"
+    else:
+        form, named = MaskForm.of(args.cfg), args.config_file or "these settings"
+    # What AP will be measured on, if it is known.
+    annotated = [split for split in survey.splits if split.class_counts()]
+    for split in sorted(annotated, key=lambda split: split.name != "val")[:1]:
+        outlook = look_ahead(annotated_images(split), form, INSTANCES, ENOUGH)
+        return outlook.sentence(named, split.name) if outlook else ""
+    return ""
+
+
+def report(survey: "Survey", args: argparse.Namespace) -> None:
+    from isda.data.survey import ERROR, WARNING, recommended_settings, summarise
+    from isda.data.survey.description import describe
+
+    for split in survey.splits:
+        for line in describe(split, summarise(split)):
+            print(line)
+    print_findings(survey.findings)
+    settings, text = {}, ""
+    if any(split.images for split in survey.splits):
+        settings = recommended_settings(survey.splits)
+        text = ceiling(survey, settings, args)
+        print_settings(settings)
+        print(f"\n{text}" if text else "")
+    if args.output:
+        from isda.report.survey import write_survey  # needs OpenCV, which checking does not
+
+        page = write_survey(survey, args.output, args.path, settings, text)
+        print(f"\nwith pictures: {page}")
+    verdict = "training will work" if survey.will_train else "training will not work"
+    errors = sum(finding.level == ERROR for finding in survey.findings)
+    warnings = sum(finding.level == WARNING for finding in survey.findings)
+    print(f"\n{verdict}: {errors} errors, {warnings} warnings")

@@ -1,0 +1,20 @@
+"""Evaluate trained weights: COCO's AP of masks and boxes on DATASETS.TEST, or on --dataset.
+
+isda eval --config-file output/config.yaml MODEL.WEIGHTS output/model_best.pth
+isda eval --config-file FILE --dataset path/to/my_data MODEL.WEIGHTS model.pth
+"""
+
+import argparse
+
+from isda.engine.arguments import add_run_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.set_defaults(eval_only=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    from isda.engine import launch, program
+
+    launch.run(program.main, args)

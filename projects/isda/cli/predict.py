@@ -1,0 +1,201 @@
+"""Draw a trained model's instances on images, on a video, or on what a camera sees.
+
+isda predict --model NAME --input a.jpg 'photos/*.jpg' --output masks
+isda predict --model output/my_training --input photos --output masks found.json
+isda predict --config-file FILE --input a.jpg --output masks --opts MODEL.WEIGHTS W.pth
+isda predict --model NAME --video-input in.mp4 --output out.mp4
+isda predict --model NAME --webcam
+"""
+
+import argparse
+import contextlib
+import logging
+import sys
+import time
+
+from isda import console
+from isda.console import printable
+from isda.engine.arguments import config_file
+from isda.errors import UsageError
+
+EXPECTED = (ValueError, OSError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a trained model with its weights: a name that isda models lists, or the OUTPUT_DIR "
+        "of a training",
+    )
+    model.add_argument(
+        "--config-file", type=config_file, metavar="FILE", help="with MODEL.WEIGHTS in --opts"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--input", nargs="+", metavar="IMAGE", help="images, folders, or quoted patterns"
+    )
+    source.add_argument("--video-input", metavar="FILE")
+    source.add_argument("--webcam", action="store_true", help="the first camera")
+    parser.add_argument(
+        "--output",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="of one image or a video a file, of several images a folder; and, or instead, a .json "
+        "file for the instances in COCO's format; without it a window shows the results",
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        help="lowest score of what is drawn (default: 0.5)",
+    )
+    parser.add_argument("--no-labels", action="store_true", help="masks without names and scores")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; comes last"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if not 0 <= args.confidence_threshold <= 1:
+        raise UsageError(f"--confidence-threshold is from 0 to 1, got {args.confidence_threshold}")
+    from isda.engine.predictor import Predictor, config_of
+    from isda.engine.setup import load_config
+
+    # isort: split
+    from detectron2.utils.logger import setup_logger
+
+    with console.unguarded():
+        setup_logger(name="isda", abbrev_name="isda")
+    logging.getLogger("isda").setLevel(logging.WARNING)
+    if args.model:
+        cfg = config_of(args.model, args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts)
+    predictor = Predictor(cfg)
+    if args.input:
+        return 1 if run_on_images(predictor, args) else 0
+    run_on_video(predictor, args)
+    return 0
+
+
+class Speed:
+    """Counts images, and the seconds of the model and of everything."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.images = 0
+        self.model_seconds = 0.0
+
+    @contextlib.contextmanager
+    def measured(self):
+        """For the block in which the model finds the instances of an image."""
+        start = time.perf_counter()
+        yield
+        self.model_seconds += time.perf_counter() - start
+        self.images += 1
+
+    def summary(self, noun: str) -> str:
+        seconds = time.perf_counter() - self.start
+        noun += "s" * (self.images != 1)
+        if not self.images:
+            return f"0 {noun}"
+        return (
+            f"{self.images} {noun} in {seconds:.1f} s: {self.images / seconds:.2f} per second, "
+            f"{self.images / self.model_seconds:.2f} without reading and drawing"
+        )
+
+
+def run_on_images(predictor, args: argparse.Namespace) -> int:
+    """Draws on every image that can be used; returns how many inputs failed."""
+    from isda.data.images import read_image
+    from isda.engine.predictor import confident
+    from isda.prediction.coco_json import CocoResults
+    from isda.prediction.failures import OF_ONE_IMAGE, reason, what_failed
+    from isda.prediction.files import find_images, make_folders, output_paths, split_outputs
+    from isda.prediction.video import show
+    from isda.visualization import draw_predictions, write_image
+
+    images, failures = find_images(args.input)
+    pictures, json_file = split_outputs(args.output)
+    outputs = output_paths(images, pictures) if pictures else [None] * len(images)
+    make_folders([*filter(None, outputs), *filter(None, [json_file])])
+    speed = Speed()
+    with CocoResults(json_file, predictor) as results:
+        for number, (path, output) in enumerate(zip(images, outputs), 1):
+            progress = f"[{number}/{len(images)}] {printable(path)}:"
+            try:
+                image = read_image(str(path), "RGB")
+                with speed.measured():
+                    instances = predictor(image)
+                instances = confident(instances, args.confidence_threshold)
+                results.add(str(path), instances)
+                drawn = None
+                if output or not json_file:
+                    drawn = draw_predictions(
+                        image, instances, predictor.class_names, with_labels=not args.no_labels
+                    )
+                if output:
+                    write_image(output, drawn)
+            except OF_ONE_IMAGE as error:
+                failures[str(path)] = f"{what_failed(error)}, skipped ({reason(error)})"
+                print(progress, "skipped")
+                continue
+            place = f", drawn in {printable(output)}" if output else ""
+            print(progress, f"{len(instances)} instances{place}")
+            if drawn is not None and not output and not show(drawn, wait=True):
+                break
+    print(speed.summary("image") + (f"; instances in {json_file}" if json_file else ""))
+    report(failures)
+    return len(failures)
+
+
+def report(failures: dict[str, str]) -> None:
+    """Names every input that failed, at the end, where it is seen."""
+    if len(failures) > 1:
+        print(f"{len(failures)} inputs failed:", file=sys.stderr)
+    for name, why in failures.items():
+        print(f"{printable(name)}: {printable(why)}", file=sys.stderr)
+
+
+def run_on_video(predictor, args: argparse.Namespace) -> None:
+    """Draws on every frame; an instance keeps its color from frame to frame.
+
+    Raises:
+        RequestError: the video or the camera cannot be opened, or holds no frame.
+    """
+    from tqdm import tqdm
+
+    from isda.engine.predictor import confident
+    from isda.prediction.coco_json import CocoResults
+    from isda.prediction.errors import RequestError
+    from isda.prediction.files import make_folders, split_outputs
+    from isda.prediction.video import VideoPainter, VideoSink, frames_of, open_source
+
+    video, json_file = split_outputs(args.output)
+    make_folders(filter(None, [video, json_file]))
+    name = "the camera" if args.webcam else args.video_input
+    source = open_source(0 if args.webcam else args.video_input, name)
+    painter = VideoPainter(predictor.class_names, not args.no_labels)
+    speed = Speed()
+    sink = VideoSink(video, source.fps)
+    with contextlib.closing(sink), CocoResults(json_file, predictor) as results:
+        # disable=None: no bar where it would fill a file
+        frames = tqdm(frames_of(source.capture), name, source.frames, unit="frame", disable=None)
+        for frame in frames:
+            with speed.measured():
+                instances = predictor(frame)
+            instances = confident(instances, args.confidence_threshold)
+            results.add(name, instances, frame_id=speed.images - 1)
+            if json_file and not video:
+                continue
+            if not sink.take(painter.draw(frame, instances)):
+                break
+    if not speed.images:
+        raise RequestError(f"{name} has no frame that can be read")
+    print(f"{name}: " + speed.summary("frame"))
+    for what, file in (("drawn", video), ("instances", json_file)):
+        if file:
+            print(f"{what} in {file}")

@@ -1,0 +1,20 @@
+"""What a user hears instead of a traceback."""
+
+__all__ = ["UsageError", "UserError"]
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message names the culprit and the remedy.
+
+    A program ends with the message alone. What is raised is a class of the part at fault, such as
+    :class:`isda.data.DatasetError`, and most are a :class:`ValueError` or :class:`OSError` too.
+    """
+
+    @property
+    def sentence(self) -> str:
+        """The message as it is shown."""
+        return str(self)
+
+
+class UsageError(UserError):
+    """Arguments of a command that do not go together; its usage is shown as well."""
