@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarking.memory import peak_beyond
-from benchmarking.timing import collection_paused, in_turn
+from isda.benchmarking.memory import peak_beyond
+from isda.benchmarking.timing import collection_paused, in_turn
 
 __all__ = ["Stopwatch", "peak_memory"]
 

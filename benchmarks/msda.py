@@ -34,7 +34,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_PROC_BIND", "close")  # before PyTorch: no two threads on one core
 os.environ.setdefault("OMP_PLACES", "cores")
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "tools", "projects")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "projects")]
 
 import torch  # noqa: E402
 from contenders import Contender, by_name  # noqa: E402

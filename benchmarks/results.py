@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarking.environment import processor_name
-from benchmarking.timing import quartiles_of_ratios
 from isda import strict_json
+from isda.benchmarking.environment import processor_name
+from isda.benchmarking.timing import quartiles_of_ratios
 
 __all__ = ["Row", "machine", "print_header", "print_row", "write"]
 

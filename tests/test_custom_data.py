@@ -14,8 +14,6 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parent / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
-import convert_dataset
-import visualize_data
 from isda import cli
 from isda.data.own_data import forget_folders
 from isda.engine.launch import argument_parser, run
@@ -94,10 +92,10 @@ def test_from_download_to_prediction(place, capsys):
         "demo/demo.py",
     ]
     convert, check, look, training, demo = (words[2:] for words in typed)
-    assert convert_dataset.main(convert) == 0
+    assert cli.main(["convert", "dataset", *convert]) == 0
     assert cli.main(["check", *check]) == 0
     assert (place / "nuts.html").read_text().count("data:image/jpeg") == 14
-    assert visualize_data.main([*look, "INPUT.MIN_SIZE_TRAIN", "(32,)"]) == 0
+    assert cli.main(["show", "data", *look, "INPUT.MIN_SIZE_TRAIN", "(32,)"]) == 0
     assert len(list((place / "nuts_augmented").iterdir())) == 8
     assert train(training) == 0
     assert cli.main(["predict", *demo]) == 0
@@ -120,6 +118,6 @@ def test_conversions_of_other_tools(place):
     assert len(typed) == 4
     for index, words in enumerate(typed):
         assert words[1] == "tools/convert_dataset.py" and words[-2:] == ["--output", "mine"]
-        assert convert_dataset.main([*words[2:-1], f"mine{index}"]) == 0
+        assert cli.main(["convert", "dataset", *words[2:-1], f"mine{index}"]) == 0
         assert cli.main(["check", f"mine{index}"]) == 0
         forget_folders()

@@ -19,10 +19,10 @@ from torch import nn
 import run_demo
 import training_process
 import training_progress
-import visualize_data
-import visualize_json_results
+from isda import cli
 from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
+from isda.inspection import results
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -368,7 +368,7 @@ def test_visualize_data_draws_the_instances(tmp_path, monkeypatch, source):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     arguments = ["--source", source, "--config-file", str(OVERFIT), "--limit", "5", "--no-labels"]
     arguments += ["--output-dir", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "0"]
-    assert visualize_data.main(arguments) == 0
+    assert cli.main(["show", "data", *arguments]) == 0
     pictures = sorted((tmp_path / "out").iterdir())
     assert len(pictures) == 5
     for path in pictures:
@@ -392,18 +392,18 @@ def test_json_results_are_drawn_above_the_threshold(tmp_path, monkeypatch, capsy
     file.write_text(json.dumps([prediction, prediction | {"score": 0.2}]))
     arguments = ["--input", str(file), "--output", str(tmp_path / "out")]
     arguments += ["--dataset", "shapes_tiny8_train", "--no-labels"]
-    assert visualize_json_results.main(arguments) == 0
+    assert cli.main(["show", "results", *arguments]) == 0
     drawn = cv2.imread(str(tmp_path / "out" / f"{Path(records[0]['file_name']).stem}.png"))
     original = cv2.imread(records[0]["file_name"])
     panel = drawn[30 : 30 + 128, 6 : 6 + 128]
     mask = GenericMask(annotation["segmentation"], 128, 128).mask.astype(bool)
     assert (panel != original).any(axis=2)[mask].mean() > 0.9
-    assert len(visualize_json_results.read_predictions(str(file), 0.5)[prediction["image_id"]]) == 1
+    assert len(results.read_predictions(str(file), 0.5)[prediction["image_id"]]) == 1
     file.write_text(json.dumps([prediction | {"category_id": 77}]))
-    assert visualize_json_results.main([*arguments[:-1]]) == 1
+    assert cli.main(["show", "results", *arguments[:-1]]) == 1
     assert "category ids that shapes_tiny8_train lacks, such as 77" in capsys.readouterr().err
     file.write_text('{"images": []}')
-    assert visualize_json_results.main(arguments) == 1
+    assert cli.main(["show", "results", *arguments]) == 1
     assert "not a list of predictions in COCO's format" in capsys.readouterr().err
 
 

@@ -144,7 +144,7 @@ def test_onnx_file_has_open_sizes_onnx_s_own_operators_and_a_description(onnx_pa
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_program_of_the_page_runs(onnx_path, tmp_path, monkeypatch, capsys):
-    """docs/EXPORT.md's for ONNX; tests/tools/test_export_model.py runs the one for .pt2."""
+    """docs/EXPORT.md's for ONNX; tests/cli/test_export.py runs the one for .pt2."""
     text = (ROOT / "docs/EXPORT.md").read_text()
     programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (program,) = [program for program in programs if "isda.onnx" in program]

@@ -198,13 +198,13 @@ def test_no_room_has_several_names():
 # Programs that make an environment or a package, with interpreters that have no isda; files that
 # grow by a line; and what is not on a disk. Reasons stand beside the code.
 OTHERS = {
+    "projects/isda/benchmarking/memory.py",
+    "projects/isda/exported.py",
     "projects/isda/files.py",
     "projects/isda/ops/nvrtc.py",
     "tools/make_env.py",
     "tools/make_wheels.py",
     "tools/run_demo.py",
-    "tools/run_exported.py",
-    "tools/benchmarking/memory.py",
     *(f"tools/environment/{name}.py" for name in ("checks", "detectron2", "pip", "state")),
 }
 WRITING = re.compile(

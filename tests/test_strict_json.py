@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Only whole numbers and texts, or for reading by Python again.
 PLAIN = {"doctor.py", "shapes.py", "make_nuclei.py", "make_nuclei_mini.py", "state.py"}
 PLAIN |= {"summarise_gpu_check.py", "strict_json.py"}
-PLAIN |= {"run_exported.py"}  # a copy of it works without this package
+PLAIN |= {"exported.py"}  # a copy of it works without this package
 
 
 def refuse(constant):

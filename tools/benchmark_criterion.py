@@ -25,20 +25,20 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from benchmarking.environment import describe_environment
-from benchmarking.memory import memory_is_measurable, peak_memory, reset_peak_memory
-from benchmarking.workload import (
-    ROOT,
+from isda import strict_json
+from isda.benchmarking.environment import describe_environment
+from isda.benchmarking.memory import memory_is_measurable, peak_memory, reset_peak_memory
+from isda.benchmarking.workload import (
     Training,
     build_training,
     load_config,
     num_classes,
     synthetic_inputs,
 )
-from isda import strict_json
 from isda.files import write_text
+from isda.model_zoo import get_config_file
 
-CONFIG = "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
+CONFIG = "COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 CRITERION_PARTS = ("targets", "matching", "loss", "loss_backward")
 PARTS = ("targets", "forward", "matching", "loss", "loss_backward", "backward", "optimizer")
 MEGABYTE = 2**20
@@ -207,7 +207,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default=str(ROOT / CONFIG))
+    parser.add_argument("--config-file", default=get_config_file(CONFIG))
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1216)
     parser.add_argument("--batch", type=int, default=2)

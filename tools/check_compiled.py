@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from isda import console
+from isda.cli import guarded
 from isda.data.images import read_image  # before Detectron2, whose import it makes silent
 
 # isort: split
@@ -27,12 +28,13 @@ import numpy as np
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarking.timing import in_rounds, quartiles_of_ratios
-from export_model import Parity, exit_status, tolerated_share
+from isda.benchmarking.timing import in_rounds, quartiles_of_ratios
 from isda.compilation import compile_inference
 from isda.engine.prediction import Prediction
 from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
+from isda.errors import UserError
+from isda.parity import Parity, tolerated_share
 
 
 def compared(
@@ -99,8 +101,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace) -> bool:
-    """Print what was measured; whether the two agree."""
+class DifferenceError(UserError):
+    """The two models find different instances."""
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print what was measured.
+
+    Raises:
+        DifferenceError: the two do not agree.
+    """
     if args.threads:
         torch.set_num_threads(args.threads)
     source = args.model or load_config(args.config_file, args.opts)
@@ -114,12 +124,13 @@ def check(args: argparse.Namespace) -> bool:
     now = time.process_time if args.cpu_time else time.perf_counter
     low, median, high = ratios(eager, compiled, images, args.rounds, now)
     print(f"time of the compiled / the other: {median:.2f} ({low:.2f} to {high:.2f})")
-    return parity.holds
+    if not parity.holds:
+        raise DifferenceError("the compiled model differs from the original")
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    return exit_status(lambda: check(args), "the compiled model differs from the original")
+    return guarded(lambda: check(args), expected=(OSError, ValueError))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env python
 """``isda check``, under the name that it has in a checkout."""
 
 from isda.cli import program

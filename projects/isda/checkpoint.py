@@ -496,7 +496,7 @@ def _remedy(report: WeightsReport) -> str:
         )
     return (
         f"The file has other names than this project's ({SOURCES[source].title}): "
-        "tools/convert_weights.py converts it"
+        "isda convert weights converts it"
     )
 
 

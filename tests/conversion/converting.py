@@ -4,7 +4,7 @@ import torch
 from detectron2.modeling import build_model
 from foreign_names import SMALL_OPTIONS
 
-import convert_weights
+from isda import cli
 from isda.checkpoint import Checkpointer
 from isda.engine.setup import load_config
 
@@ -15,7 +15,7 @@ def converted_model(weights, tmp_path, capsys, options=()):
     """The model that follows the words which the tool prints."""
     torch.save(weights, tmp_path / "theirs.pth")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main([*options, *files, *SMALL_OPTIONS]) == 0
+    assert cli.main(["convert", "weights", *options, *files, *SMALL_OPTIONS]) == 0
     words = capsys.readouterr().out.replace("'", "").split("--config-file ")[1]
     config_file, *opts = words.replace(", ", ",").split()
     cfg = load_config(config_file, opts)

@@ -20,9 +20,10 @@ from foreign_names import (
 )
 from foreign_networks import Weights
 
-import convert_weights
-from isda.conversion import SOURCES, convert, detect
+from isda import cli
+from isda.conversion import SOURCES, adapting, convert, detect
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
 COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 KINDS = {
@@ -97,11 +98,11 @@ def test_a_published_checkpoint_fits_in_full(kind):
     assert detect(weights) == kind
     table = SOURCES[kind].of(weights)
     assert table.title.endswith("with box refinement and two stages")
-    cfg = load_config(str(convert_weights.ROOT / "configs" / table.config))
+    cfg = load_config(get_config_file(table.config))
     for key, value in table.settings(weights).items():
         cfg.merge_from_list([key, value])
     assert cfg.MODEL.ISDA.ENCODER_FINEST_EVERY == 1
-    result = convert(weights, kind, convert_weights.expected_weights(cfg))
+    result = convert(weights, kind, adapting.expected_weights(cfg))
     assert result.is_complete, str(result)
     assert {name.rpartition(".")[0] for name in result.fresh if "transformer" in name} == {
         "transformer.query_embed",
@@ -123,7 +124,7 @@ def test_a_single_stage_starts_its_proposals_afresh(tmp_path, capsys):
     weights = small("deformable-detr", refined=True, two_stages=False)
     torch.save(weights, tmp_path / "theirs.pth")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main([*files, *SMALL_OPTIONS]) == 0
+    assert cli.main(["convert", "weights", *files, *SMALL_OPTIONS]) == 0
     report = capsys.readouterr().out
     assert report.startswith("Deformable DETR, the authors' release, with box refinement: ")
     assert "start fresh (the file has a single stage): transformer.query_selection" in report
@@ -162,9 +163,9 @@ def test_heads_that_are_stored_once(tmp_path, capsys):
 def test_the_papers_form_has_no_place_for_proposals(tmp_path, capsys):
     weights = small("deformable-detr", **BOTH)
     torch.save(weights, tmp_path / "theirs.pth")
-    config = str(convert_weights.ROOT / "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml")
+    config = get_config_file("configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main(["--config-file", config, *files, *SMALL_OPTIONS]) == 1
+    assert cli.main(["convert", "weights", "--config-file", config, *files, *SMALL_OPTIONS]) == 1
     shown = capsys.readouterr()
     assert (
         "would be transformer.query_selection.project.weight, which the model does not" in shown.out

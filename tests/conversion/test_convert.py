@@ -16,9 +16,9 @@ from foreign_names import (
     resnet,
 )
 
-import convert_weights
-from isda.conversion import SOURCES, convert, detect
+from isda.conversion import SOURCES, adapting, convert, detect
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
 KINDS = {
     "deformable-detr": authors,
@@ -41,10 +41,10 @@ FRESH = {
 
 
 def expected_weights(source, weights, options=()):
-    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES[source].config), [*options])
+    cfg = load_config(get_config_file(SOURCES[source].config), [*options])
     for key, value in SOURCES[source].settings(weights).items():
         cfg.merge_from_list([key, value])
-    return convert_weights.expected_weights(cfg)
+    return adapting.expected_weights(cfg)
 
 
 def check_accounts(result, weights, expected):

@@ -15,10 +15,11 @@ from foreign_names import (
     mmdetection,
 )
 
-import convert_weights
+from isda import cli
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
-CONFIG = str(convert_weights.ROOT / "configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml")
+CONFIG = get_config_file("configs/COCO-InstanceSegmentation/isda_R_50_42ep.yaml")
 COCO_IDS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 
 
@@ -103,10 +104,10 @@ def test_what_the_command_line_says_otherwise(tmp_path, capsys):
         "MODEL.ISDA.NECK_BIAS",
         "False",
     ]
-    assert convert_weights.main(words) == 1
+    assert cli.main(["convert", "weights", *words]) == 1
     error = capsys.readouterr().err
     assert "with MODEL.ISDA.NECK_BIAS True, the command line says False" in error
     assert not ours.exists()
-    assert convert_weights.main(["--partial", *words]) == 0
+    assert cli.main(["convert", "weights", "--partial", *words]) == 0
     assert "input_proj.0.0.bias: would be neck.projections.1.bias" in capsys.readouterr().out
     assert "neck.projections.1.bias" not in torch.load(ours)["model"]

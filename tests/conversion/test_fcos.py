@@ -4,10 +4,10 @@ import pytest
 import torch
 from foreign_names import Sizes, batch_norm, below, resnet, with_bias
 
-import convert_weights
-from isda.conversion import SOURCES, convert, detect
+from isda.conversion import SOURCES, adapting, convert, detect
 from isda.conversion.resnet import detectron2_resnet
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
 K = 80
 
@@ -123,10 +123,10 @@ def converted(request):
     }
     source = detect(weights)
     assert source == request.param.split()[0]
-    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES[source].config))
+    cfg = load_config(get_config_file(SOURCES[source].config))
     for key, value in SOURCES[source].settings(weights).items():
         cfg.merge_from_list([key, value])
-    return weights, convert(weights, source, convert_weights.expected_weights(cfg)), cfg
+    return weights, convert(weights, source, adapting.expected_weights(cfg)), cfg
 
 
 def test_every_name_has_its_place(converted):

@@ -4,16 +4,16 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 from foreign_names import SMALL, SMALL_OPTIONS, filled, isda
 
-import convert_weights
 from isda.conversion import SOURCES, convert
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
 
 @torch.no_grad()
 def test_masks_and_scores_are_those_of_the_original():
     """From pixels to class and mask logits: every tensor of the published model takes part."""
     weights = filled(isda(SMALL))
-    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES["isda"].config), SMALL_OPTIONS)
+    cfg = load_config(get_config_file(SOURCES["isda"].config), SMALL_OPTIONS)
     for key, value in SOURCES["isda"].settings(weights).items():
         cfg.merge_from_list([key, value])
     cfg.MODEL.DEVICE, cfg.MODEL.ISDA.NUM_CLASSES = "cpu", 80

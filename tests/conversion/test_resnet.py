@@ -4,10 +4,11 @@ import torchvision
 from detectron2.modeling import build_backbone
 from foreign_names import Sizes, hugging_face_resnet, resnet
 
-import convert_weights
+from isda import cli
 from isda.checkpoint import Checkpointer, WeightsError
 from isda.conversion import SOURCES
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
 FPN = "configs/COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
@@ -36,7 +37,7 @@ def convert_file(tmp_path, weights, *options, name="theirs.pth", opts=()):
     if weights is not None:
         torch.save(weights, tmp_path / name)
     files = [str(tmp_path / name), str(tmp_path / "ours.pth")]
-    return convert_weights.main([*options, *files, *opts])
+    return cli.main(["convert", "weights", *options, *files, *opts])
 
 
 def backbone(printed, tmp_path):
@@ -100,7 +101,7 @@ def test_features_of_hugging_faces_resnet(name, prefix, tmp_path, capsys):
 )
 def test_what_a_resnet_looks_like_is_read_from_its_shapes(sizes, expected):
     weights = {name: torch.zeros(()).expand(shape) for name, shape in resnet(sizes).items()}
-    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES["torchvision"].config))
+    cfg = load_config(get_config_file(SOURCES["torchvision"].config))
     for key, value in SOURCES["torchvision"].settings(weights).items():
         cfg.merge_from_list([key, value])
     r = cfg.MODEL.RESNETS
@@ -157,7 +158,7 @@ def test_folded_batch_norm_wants_frozen_norms(tmp_path, capsys):
 @torch.no_grad()
 def test_a_backbone_below_a_feature_pyramid(tmp_path, capsys):
     theirs = with_random_statistics(torchvision.models.resnet18())
-    config = str(convert_weights.ROOT / FPN)
+    config = get_config_file(FPN)
     assert convert_file(tmp_path, theirs.state_dict(), "--config-file", config) == 0
     out = capsys.readouterr().out
     ours, weights, cfg = backbone(out, tmp_path)
@@ -196,7 +197,7 @@ def test_a_resnet_of_timm_that_detectron2_does_not_have(tmp_path, capsys):
 
 
 def test_backbones_that_read_the_file_themselves(tmp_path, capsys):
-    config = str(convert_weights.ROOT / "configs/COCO-InstanceSegmentation/isda_R_18_42ep.yaml")
+    config = get_config_file("configs/COCO-InstanceSegmentation/isda_R_18_42ep.yaml")
     weights = torchvision.models.resnet18().state_dict()
     assert convert_file(tmp_path, weights, "--config-file", config) == 1
     assert "as it is: MODEL.TORCH_BACKBONE.WEIGHTS" in capsys.readouterr().err
@@ -210,5 +211,5 @@ def test_loading_an_unconverted_file_names_the_remedy(tmp_path):
         Checkpointer(model, min_matched=0.5).load(str(tmp_path / "theirs.pth"))
     assert str(error.value).endswith(
         "The file has other names than this project's (ResNet of torchvision): "
-        "tools/convert_weights.py converts it"
+        "isda convert weights converts it"
     )

@@ -11,9 +11,9 @@ from foreign_names import (
     solov2,
 )
 
-import convert_weights
-from isda.conversion import SOURCES, convert, detect
+from isda.conversion import SOURCES, adapting, convert, detect
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 from isda.modeling.grid_head import SOLOv2Head
 
 FILES = {
@@ -26,10 +26,10 @@ FILES = {
 
 
 def expected_weights(source, weights):
-    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES[source].config))
+    cfg = load_config(get_config_file(SOURCES[source].config))
     for key, value in SOURCES[source].settings(weights).items():
         cfg.merge_from_list([key, value])
-    return convert_weights.expected_weights(cfg)
+    return adapting.expected_weights(cfg)
 
 
 @pytest.fixture(scope="module")

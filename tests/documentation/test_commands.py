@@ -36,7 +36,7 @@ _SETUP = "tests/test_setup.py::"
 _WHEELS = "tests/tools/test_make_wheels.py::"
 _NUTS = "tests/test_custom_data.py::test_from_download_to_prediction"
 _OTHERS = "tests/test_custom_data.py::test_conversions_of_other_tools"
-_EXPORT = "tests/tools/test_export_model.py::"
+_EXPORT = "tests/cli/test_export.py::"
 # How a command begins, or what a program has in it: the test that types it.
 ELSEWHERE = {
     "make demo": "tests/test_demo.py::test_the_demo_from_end_to_end_and_again",
@@ -66,7 +66,7 @@ ELSEWHERE = {
 }
 # Of these a page has a stand-in, so what needs them is typed all the same.
 STOOD_IN_FOR = ("COCO",)
-UNDERSTOOD = ("export", "pip", "python", "source")
+UNDERSTOOD = ("export", "isda", "pip", "python", "source")
 WHAT_TO_DO = (
     "If the page or the program is wrong, mend it. What a command takes for granted is made in "
     "tests/documentation/places.py, and what makes it short stands in typist.py beside it. A test "

@@ -1,9 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import benchmark_criterion
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
     *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
@@ -18,7 +21,7 @@ SMALL_ISTR = [
     *("MODEL.ISTR.NUM_STEPS", "2", "MODEL.ISTR.NUM_QUERIES", "40"),
     *("MODEL.ISTR.FEEDFORWARD_DIM", "32", "MODEL.ISTR.DYNAMIC_DIM", "8"),
 ]
-ISTR_CONFIG = benchmark_criterion.ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml"
+ISTR_CONFIG = ROOT / "configs/COCO-InstanceSegmentation/istr_R_50_FPN_3x.yaml"
 WITH_BOXES = [
     *("MODEL.ISDA.BOXES", "True", "MODEL.ISDA.BOX_REFINEMENT", "True"),
     *("MODEL.ISDA.QUERY_SELECTION", "True", "MODEL.ISDA.ELLIPSE", "True"),

@@ -22,11 +22,9 @@ from strangers import Trap, write
 from torch import nn
 from toys import call, toy_config, toy_data
 
-import convert_weights
-import export_model
 import publish_model
-import run_exported
 from isda import Predictor, cli, model_zoo
+from isda import exported as exported_runner
 from isda.checkpoint import Checkpointer, WeightsError
 from isda.engine.hooks import BestCheckpointer
 from isda.engine.launch import argument_parser, run
@@ -117,12 +115,12 @@ def test_the_demo(stranger, config, tmp_path, capsys):
 
 def test_export(stranger, config, tmp_path, capsys):
     words = ["--config-file", config, "--output", tmp_path / "model.onnx"]
-    assert export_model.main([*map(str, words), "--opts", "MODEL.WEIGHTS", str(stranger)]) == 1
+    assert cli.main(["export", *map(str, words), "--opts", "MODEL.WEIGHTS", str(stranger)]) == 1
     assert REFUSED in capsys.readouterr().err
 
 
 def test_conversion(stranger, tmp_path, capsys):
-    assert convert_weights.main([str(stranger), str(tmp_path / "ours.pth")]) == 1
+    assert cli.main(["convert", "weights", str(stranger), str(tmp_path / "ours.pth")]) == 1
     assert REFUSED in capsys.readouterr().err
     assert not (tmp_path / "ours.pth").exists()
 
@@ -147,7 +145,7 @@ def test_an_exported_program(tmp_path, capsys):
         for name in names:
             content = (tmp_path / "inputs").read_bytes() if name == inputs else good.read(name)
             bad.writestr(name, content)
-    assert run_exported.main([str(tmp_path / "m.pt2"), "a.jpg"]) == 1
+    assert exported_runner.main([str(tmp_path / "m.pt2"), "a.jpg"]) == 1
     assert "m.pt2 holds Python objects besides its graph and tensors" in capsys.readouterr().err
 
 

@@ -52,9 +52,9 @@ ALLOWED = {
     # Under others_read_tensors_only(), which is tested at the doors.
     ("projects/isda/modeling/backbone/torch_backbone.py", "timm.create_model"): {},
     ("projects/isda/modeling/backbone/torch_backbone.py", "torchvision.models.get_model"): {},
-    ("tools/run_exported.py", "torch.export.load"): {},  # likewise
+    ("projects/isda/exported.py", "torch.export.load"): {},  # likewise
     # Detectron2's own configs, of its package.
-    ("tools/benchmarking/workload.py", "merge_from_file"): {},
+    ("projects/isda/benchmarking/workload.py", "merge_from_file"): {},
 }
 
 

@@ -43,6 +43,19 @@ COMMANDS = {
     "eval": Command("isda.cli.eval", "AP of trained weights on a data set"),
     "predict": Command("isda.cli.predict", "masks on images, a video, or what a camera sees"),
     "check": Command("isda.cli.check", "is a data set in order, and which settings suit it?"),
+    "convert dataset": Command(
+        "isda.cli.convert_dataset", "annotations of labelme, VIA, and mask images to COCO's format"
+    ),
+    "convert weights": Command(
+        "isda.cli.convert_weights", "checkpoints of other implementations to our names"
+    ),
+    "show data": Command("isda.cli.show_data", "a data set as it is, or after augmentation"),
+    "show results": Command("isda.cli.show_results", "a file of predictions beside the truth"),
+    "show model": Command("isda.cli.show_model", "what a trained model looks at"),
+    "report": Command("isda.cli.report", "a training in one HTML file"),
+    "export": Command("isda.cli.export", "a trained model as ONNX, or as PyTorch's .pt2"),
+    "benchmark": Command("isda.cli.benchmark", "size, speed and memory of models side by side"),
+    "mask-dictionary": Command("isda.cli.mask_dictionary", "what ISTR encodes masks with"),
     "models": Command("isda.cli.models", "the trained models that there are"),
     "config": Command("isda.cli.config", "what a config key does: default, range, meaning"),
     "doctor": Command("isda.cli.doctor", "what is installed, what is missing, and what to do"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from isda.fitting import SYMMETRIES
 from isda.modeling.mask_dictionary import AMPLITUDE, DictionaryError, MaskDictionary
 
 __all__ = [
@@ -23,9 +24,6 @@ logger = logging.getLogger(__name__)
 # Variance of the authors' random logits about AMPLITUDE: what the noise adds to every variance of
 # their fit, and what keeps whitening finite where masks do not vary.
 NOISE_VARIANCE = 0.3312
-
-# What a set of masks is completed with: nothing, mirror images, or all eight turned and mirrored.
-SYMMETRIES = ("none", "mirror", "all")
 
 _EXACT_IN_FLOAT32 = 1 << 24
 

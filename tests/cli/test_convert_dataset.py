@@ -9,14 +9,14 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
-import convert_dataset
+from isda import cli
 from isda.data.coco_json import read_coco_json
 from isda.data.layouts import find_dataset
 from isda.data.survey import examine
 
 
 def convert(*arguments) -> int:
-    return convert_dataset.main([str(argument) for argument in arguments])
+    return cli.main(["convert", "dataset", *map(str, arguments)])
 
 
 def nuts(folder: Path, number: int = 10) -> Path:
@@ -38,9 +38,8 @@ def test_labelme_becomes_a_data_set_without_faults(tmp_path, capsys):
         "val: 2 images, 4 instances: 1 date, 1 fig, 2 nut",
     ]
     assert printed[-2:] == [
-        f"python tools/check_dataset.py {tmp_path / 'mine'}",
-        "python train_net.py --config-file configs/finetune/isda_mobilenet_v2.yaml --dataset "
-        f"{tmp_path / 'mine'}",
+        f"isda check {tmp_path / 'mine'}",
+        f"isda train --config-file finetune/isda_mobilenet_v2.yaml --dataset {tmp_path / 'mine'}",
     ]
     survey = examine(find_dataset(tmp_path / "mine"))
     # both shapes of an image are the same square

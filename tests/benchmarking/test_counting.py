@@ -5,8 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from benchmarking.counting import count_flops, count_parameters
-from benchmarking.workload import load_config
+from isda.benchmarking.counting import count_flops, count_parameters
+from isda.benchmarking.workload import load_config
 from isda.layers import MSDeformAttention
 
 HEIGHT, WIDTH = 6, 10

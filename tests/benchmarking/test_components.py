@@ -5,15 +5,15 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from benchmarking.components import (
+from isda.benchmarking.components import (
     InferenceTimer,
     TrainingTimer,
     component_of,
     first_modules,
     tensor_bytes,
 )
-from benchmarking.timing import Timeline
-from benchmarking.workload import Training, load_config
+from isda.benchmarking.timing import Timeline
+from isda.benchmarking.workload import Training, load_config
 
 
 class Clock:

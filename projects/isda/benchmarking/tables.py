@@ -1,11 +1,11 @@
-"""The results of ``tools/benchmark.py`` as Markdown and as pictures."""
+"""The results of ``isda benchmark`` as Markdown and as pictures."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
 
-from benchmarking.components import COMPONENTS, PHASES
+from isda.benchmarking.components import COMPONENTS, PHASES
 from isda.visualization import write_figure
 
 __all__ = ["digits", "markdown", "plot_ap_over_latency", "plot_components", "ratio_text"]

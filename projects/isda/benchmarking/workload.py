@@ -24,7 +24,6 @@ from isda.modeling.folding import fold_norms
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
 
 __all__ = [
-    "ROOT",
     "Training",
     "build_for_inference",
     "build_training",
@@ -34,7 +33,6 @@ __all__ = [
     "synthetic_inputs",
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 DETECTRON2_CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
 CLASSES_OF_COCO = 80
 _SMALLEST, _RANGE = 0.03, 0.27  # of instances, in shares of the image's sides

@@ -1,12 +1,13 @@
 """Which config a name means, and what its model is given."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from benchmarking.workload import (
+from isda.benchmarking.workload import (
     DETECTRON2_CONFIGS,
-    ROOT,
     build_for_inference,
     build_training,
     config_path,
@@ -16,6 +17,7 @@ from benchmarking.workload import (
 )
 from isda.engine.setup import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
 
 

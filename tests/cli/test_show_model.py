@@ -11,11 +11,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from isda import cli
+from isda.engine.predictor import Predictor
+from isda.inspection.pictures import weights_of
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from toys import BOXES, ISTR, toy_config, toy_data
-
-import visualize
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def drawn(tmp_path, capsys, *arguments):
     """Names of the pictures, which must be there and be told."""
     folder = tmp_path / "out"
     shutil.rmtree(folder, ignore_errors=True)
-    assert visualize.main([*map(str, arguments), "--output", str(folder)]) == 0
+    assert cli.main(["show", "model", *map(str, arguments), "--output", str(folder)]) == 0
     told = sorted(capsys.readouterr().out.split())
     assert told == sorted(str(path) for path in folder.iterdir())
     assert all(cv2.imread(file).std() > 5 for file in told)
@@ -66,7 +68,7 @@ def test_all_of_isda_with_boxes(tmp_path, run, capsys):
 
 def test_a_query_is_chosen_by_a_pixel_of_its_mask(tmp_path, run, capsys):
     folder, image = run(), tmp_path / "image_1.png"
-    found = visualize.Predictor(folder / "model_0000005.pth", threshold=0)(image)
+    found = Predictor(folder / "model_0000005.pth", threshold=0)(image)
     y, x = found.pred_masks[0].nonzero()[0].tolist()
     first = next(q for q, mask in zip(found.queries.tolist(), found.pred_masks) if mask[y, x])
     arguments = ["attention", "--run", folder, "--image", image, "--query", f"{x},{y}"]
@@ -131,7 +133,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, run, capsys):
 
 
 def error_of(capsys, *arguments):
-    assert visualize.main(list(map(str, arguments))) == 1
+    assert cli.main(["show", "model", *map(str, arguments)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -155,7 +157,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, run, capsys):
         capsys, "all", "--run", folder
     )
     with pytest.raises(SystemExit):
-        visualize.parse_arguments(["all", "--run", "x", "--query", "worst"])
+        cli.parser_of("show model").parse_args(["all", "--run", "x", "--query", "worst"])
     assert "'worst' is neither a number nor best nor a pixel" in capsys.readouterr().err
 
 
@@ -163,4 +165,4 @@ def test_the_best_weights_are_taken(tmp_path):
     for name in ("model_0000005.pth", "model_final.pth", "model_best.pth"):
         (tmp_path / name).touch()
         (tmp_path / "last_checkpoint").write_text("model_0000005.pth\n")
-        assert visualize.weights_of(tmp_path).name == name
+        assert weights_of(tmp_path).name == name

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import benchmark
+from isda import cli
+from isda.benchmarking import measuring
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ["isda_tiny", "mask_rcnn_tiny", "istr_tiny"]
@@ -24,7 +25,7 @@ def rounds_of(*seconds):
 
 def test_summaries_compare_round_by_round():
     # A round is slow for both; only the pairs tell that one takes half as long again.
-    results = benchmark.summaries(
+    results = measuring.summaries(
         {"first": rounds_of(2.0, 2.0, 20.0), "second": rounds_of(3.0, 3.2, 30.0)}
     )
     assert results["first"]["ratio"] == {"low": 1.0, "median": 1.0, "high": 1.0}
@@ -37,7 +38,7 @@ def test_summaries_compare_round_by_round():
 
 
 def test_a_round_of_one_model_is_not_compared_with_another_round():
-    results = benchmark.summaries(
+    results = measuring.summaries(
         {"first": rounds_of(2.0, 4.0, 8.0), "second": rounds_of(9.0, 4.0, 2.0)}
     )
     expected = {"low": (0.25 + 1) / 2, "median": 1.0, "high": (1 + 4.5) / 2}
@@ -46,14 +47,14 @@ def test_a_round_of_one_model_is_not_compared_with_another_round():
 
 def test_several_calls_of_a_round_count_as_their_median():
     calls = [[{"a": 1.0}, {"a": 2.0}, {"a": 9.0}], [{"a": 4.0}]]
-    results = benchmark.summaries({"first": rounds_of(1.0, 2.0), "second": calls})
+    results = measuring.summaries({"first": rounds_of(1.0, 2.0), "second": calls})
     assert results["second"]["ratio"]["median"] == 2.0
     assert (results["second"]["median"], results["second"]["calls"]) == (3.0, 4)
 
 
 def test_components_are_shares_of_all_calls():
     calls = [{"a": 1.0, "b": 3.0}, {"a": 3.0, "b": 1.0, "c": 2.0}]
-    shares = benchmark.shares_of(4.0, calls)
+    shares = measuring.shares_of(4.0, calls)
     assert shares == pytest.approx({"a": 1.6, "b": 1.6, "c": 0.8})
 
 
@@ -67,7 +68,7 @@ def measured(tmp_path_factory):
     arguments += ["--size", "64", "96", "--batch", "2", "--train-batch", "2", "--rounds", "2"]
     arguments += ["--floor", "0", "--device", "cpu", "--threads", "1", "--instances", "3"]
     arguments += ["--ap", f"isda_tiny={folder}", "--ap", "istr_tiny=40"]
-    assert benchmark.main([*arguments, "--output", str(folder / "out")]) == 0
+    assert cli.main(["benchmark", *arguments, "--output", str(folder / "out")]) == 0
     return folder / "out"
 
 
@@ -205,7 +206,7 @@ def test_breakdowns_and_pictures_are_written(measured, rows):
     ],
 )
 def test_mistakes_are_one_sentence(capsys, arguments, message):
-    assert benchmark.main(arguments) == 1
+    assert cli.main(["benchmark", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
@@ -214,7 +215,7 @@ def test_mistakes_are_one_sentence(capsys, arguments, message):
 def test_training_without_evaluation_has_no_ap(tmp_path, capsys):
     (tmp_path / "metrics.json").write_text('{"iteration": 9, "total_loss": 3.0}')
     arguments = ["--config-file", "shapes/isda_tiny", "--ap", f"isda_tiny={tmp_path}"]
-    assert benchmark.main(arguments) == 1
+    assert cli.main(["benchmark", *arguments]) == 1
     assert "records no segm/AP: has the training evaluated yet?" in capsys.readouterr().err
 
 
@@ -228,22 +229,22 @@ def test_training_without_evaluation_has_no_ap(tmp_path, capsys):
 )
 def test_arguments_that_make_no_sense(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        benchmark.main(["--config-file", "shapes/isda_tiny", "--device", "cpu", *arguments])
+        cli.main(["benchmark", "--config-file", "shapes/isda_tiny", "--device", "cpu", *arguments])
     assert message in capsys.readouterr().err
 
 
 def test_configs_of_one_name_are_told_apart_by_their_folder():
-    args = benchmark.parse_arguments(
+    args = cli.parser_of("benchmark").parse_args(
         ["--config-file", "shapes/isda_tiny", "--config-file", "nuclei/isda_tiny.yaml"]
     )
-    assert list(benchmark.load_configs(args)) == ["shapes/isda_tiny", "nuclei/isda_tiny"]
+    assert list(measuring.load_configs(args)) == ["shapes/isda_tiny", "nuclei/isda_tiny"]
 
 
 def test_a_model_that_learns_from_more_than_masks_is_named(capsys):
     config = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x"
     small = [*SMALL, "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8,)"]
     arguments = ["--config-file", config, "--tasks", "training", "--size", "64", "64"]
-    assert benchmark.main([*arguments, "--device", "cpu", "--opts", *small]) == 1
+    assert cli.main(["benchmark", *arguments, "--device", "cpu", "--opts", *small]) == 1
     error = capsys.readouterr().err
     assert "keypoint_rcnn_R_50_FPN_1x cannot be trained on images with masks alone" in error
     assert "--tasks size latency throughput" in error
@@ -253,7 +254,7 @@ def test_models_of_detectron2_are_measured(tmp_path):
     arguments = ["--config-file", "COCO-Detection/retinanet_R_50_FPN_1x", "--names", "RetinaNet"]
     arguments += ["--size", "64", "64", "--rounds", "1", "--floor", "0", "--device", "cpu"]
     arguments += ["--tasks", "size", "latency", "training", "--output", str(tmp_path)]
-    assert benchmark.main([*arguments, "--opts", *SMALL]) == 0
+    assert cli.main(["benchmark", *arguments, "--opts", *SMALL]) == 0
     (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert row["latency"]["instances"] == 100
     assert row["flops"]["components"]["heads"] > row["flops"]["components"]["neck"] > 0
@@ -266,6 +267,6 @@ def test_commands_of_the_pages_name_what_there_is(page):
     commands = re.findall(r"^python tools/benchmark.py (.*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        args = benchmark.parse_arguments(shlex.split(command))
-        names = list(benchmark.load_configs(args))
+        args = cli.parser_of("benchmark").parse_args(shlex.split(command))
+        names = list(measuring.load_configs(args))
         assert {pair.partition("=")[0] for pair in args.ap} <= set(names)

@@ -14,8 +14,10 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
-import export_model
-import run_exported
+from isda import cli, export
+from isda import exported as exported_runner
+from isda import parity as comparison
+from isda.engine import predictor
 from isda.engine.setup import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,15 +62,15 @@ def as_expected(found: dict) -> Instances:
     )
 
 
-def parity(found: dict) -> export_model.Parity:
-    result = export_model.Parity()
+def parity(found: dict) -> comparison.Parity:
+    result = comparison.Parity()
     result.add(as_expected(instances()), found)
     return result
 
 
 def test_the_same_instances_agree_whatever_their_order():
     turned = {name: values[[1, 0, 2]] for name, values in instances().items()}
-    assert parity(turned) == export_model.Parity(instances=2)
+    assert parity(turned) == comparison.Parity(instances=2)
     assert parity(turned).holds
 
 
@@ -110,7 +112,7 @@ def test_a_few_of_many_may_differ_where_contents_can_be_exchanged(moved, holds):
     found = {"scores": np.linspace(0.9, 0.5, 20, dtype=np.float32), "classes": classes}
     other = found | {"masks": masks}
     other["scores"] = found["scores"] - np.float32(0.002) * (np.arange(20) < moved)
-    tolerant, strict = export_model.Parity(tolerated=0.05), export_model.Parity()
+    tolerant, strict = comparison.Parity(tolerated=0.05), comparison.Parity()
     for result in (tolerant, strict):
         result.add(as_expected(found | {"masks": masks}), other)
     assert tolerant.apart == strict.apart == moved
@@ -120,12 +122,12 @@ def test_a_few_of_many_may_differ_where_contents_can_be_exchanged(moved, holds):
 
 def test_models_that_choose_their_queries_may_differ():
     model = nn.Module()
-    assert export_model.tolerated_share(model) == 0  # such as an ISTR
+    assert comparison.tolerated_share(model) == 0  # such as an ISTR
     model.transformer = nn.Module()
     model.transformer.query_selection = None
-    assert export_model.tolerated_share(model) == 0
+    assert comparison.tolerated_share(model) == 0
     model.transformer.query_selection = nn.Identity()
-    assert export_model.tolerated_share(model) == 0.05
+    assert comparison.tolerated_share(model) == 0.05
 
 
 # --- the command and the runner
@@ -145,7 +147,7 @@ def exported(tmp_path_factory) -> SimpleNamespace:
     photos = sorted(NUCLEI.glob("*.png"))[:3]
     arguments = ["--config-file", config, "--output", str(folder / "small.pt2"), "--check"]
     arguments += [*map(str, photos), "--opts", *OPTS, "MODEL.WEIGHTS", str(folder / "model.pth")]
-    status = export_model.main(arguments)
+    status = cli.main(["export", *arguments])
     return SimpleNamespace(
         file=folder / "small.pt2", status=status, photos=photos, arguments=arguments
     )
@@ -154,7 +156,7 @@ def exported(tmp_path_factory) -> SimpleNamespace:
 @pytest.mark.slow
 def test_exported_model_agrees_on_photographs(exported, capsys):
     assert exported.status == 0
-    model = run_exported.ExportedModel(exported.file)
+    model = exported_runner.ExportedModel(exported.file)
     assert model.info["names"] == ["nucleus"]
     photo = Image.open(exported.photos[0]).convert("RGB")
     found = model(photo, threshold=0.05)
@@ -170,7 +172,7 @@ def test_exported_model_agrees_on_photographs(exported, capsys):
 def test_runner_prints_and_draws(exported, tmp_path, capsys):
     photos = [str(photo) for photo in exported.photos[:2]]
     options = ["--output", str(tmp_path / "masks"), "--confidence-threshold", "0.05"]
-    assert run_exported.main([str(exported.file), *photos, *options]) == 0
+    assert exported_runner.main([str(exported.file), *photos, *options]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == photos
     assert {found["class"] for line in lines for found in line["instances"]} == {"nucleus"}
@@ -183,23 +185,23 @@ def test_runner_prints_and_draws(exported, tmp_path, capsys):
 @pytest.mark.slow
 def test_difference_is_an_error(exported, monkeypatch, capsys):
     """The graph stays as it was, its model has other thresholds for masks by now."""
-    monkeypatch.setattr(export_model, "save", lambda *_: None)  # leaves the file of before
-    predictor = export_model.Predictor
+    monkeypatch.setattr(export, "save", lambda *_: None)  # leaves the file of before
+    original = predictor.Predictor
 
     def other(*args, **options):
-        changed = predictor(*args, **options)
+        changed = original(*args, **options)
         changed.model.mask_threshold = 0.8
         return changed
 
-    monkeypatch.setattr(export_model, "Predictor", other)
-    monkeypatch.setattr(export_model, "export_program", lambda module: None)
-    assert export_model.main(exported.arguments) == 1
+    monkeypatch.setattr(predictor, "Predictor", other)
+    monkeypatch.setattr(export, "export_program", lambda module: None)
+    assert cli.main(["export", *exported.arguments]) == 1
     assert "the exported model differs from the original" in capsys.readouterr().err
 
 
 def test_runner_needs_nothing_of_this_package():
     imported = set()
-    for node in ast.walk(ast.parse(Path(run_exported.__file__).read_text())):
+    for node in ast.walk(ast.parse(Path(exported_runner.__file__).read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -212,14 +214,14 @@ def test_runner_needs_nothing_of_this_package():
 def test_images_are_resized_as_detectron2_does(size):
     from detectron2.data.transforms import ResizeShortestEdge
 
-    model = run_exported.ExportedModel.__new__(run_exported.ExportedModel)
+    model = exported_runner.ExportedModel.__new__(exported_runner.ExportedModel)
     model.info = {"min_size": 200, "max_size": 300}
     resize = ResizeShortestEdge.get_output_shape(size[1], size[0], 200, 300)
     assert model._size(Image.new("RGB", size)) == resize[::-1]
 
 
 def test_runner_names_what_it_cannot_read(tmp_path, capsys):
-    assert run_exported.main([str(tmp_path / "model.pth"), "a.jpg"]) == 1
+    assert exported_runner.main([str(tmp_path / "model.pth"), "a.jpg"]) == 1
     assert "model.pth: the name of an exported model ends in .onnx or .pt2" in (
         capsys.readouterr().err
     )
@@ -227,7 +229,7 @@ def test_runner_names_what_it_cannot_read(tmp_path, capsys):
 
 def test_settings_go_with_a_config_only(capsys):
     with pytest.raises(SystemExit):
-        export_model.parse_arguments(["--model", "x", "--output", "m.onnx", "--opts", "A", "1"])
+        cli.main(["export", "--model", "x", "--output", "m.onnx", "--opts", "A", "1"])
     assert "--opts go with --config-file" in capsys.readouterr().err
 
 

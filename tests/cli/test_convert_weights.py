@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-import convert_weights
+from isda import cli
 from isda.checkpoint import Checkpointer
 from isda.conversion import SOURCES, convert
 from isda.engine.setup import load_config
+from isda.model_zoo import get_config_file
 
 STEPS, CLASSES, QUERIES, DIM, HIDDEN = 2, 4, 7, 12, 32
 SMALL = [
@@ -70,7 +71,7 @@ WHOLE = {
 
 
 def small_model():
-    cfg = load_config(str(convert_weights.ROOT / "configs" / SOURCES["istr"].config))
+    cfg = load_config(get_config_file(SOURCES["istr"].config))
     cfg.merge_from_list([*SMALL, "MODEL.DEVICE", "cpu", "MODEL.ISTR.MASK_DICTIONARY", ""])
     return build_model(cfg)
 
@@ -89,7 +90,7 @@ def authors_weights():
 def convert_file(tmp_path, weights, *options, wrapper="model"):
     torch.save({wrapper: weights, "iteration": 3} if wrapper else weights, tmp_path / "theirs.pth")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    return convert_weights.main(["--from", "istr", *options, *files, *SMALL])
+    return cli.main(["convert", "weights", "--from", "istr", *options, *files, *SMALL])
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict", None])
@@ -189,22 +190,22 @@ def test_what_does_not_fit_is_listed_and_not_written(tmp_path, capsys):
 def test_files_that_are_no_such_checkpoint(tmp_path, content, message, capsys):
     torch.save(content, tmp_path / "theirs.pth")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main(["--from", "istr", "--partial", *files, *SMALL]) == 1
+    assert cli.main(["convert", "weights", "--from", "istr", "--partial", *files, *SMALL]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours.pth").exists()
 
 
 def test_missing_and_truncated_files(tmp_path, capsys):
     arguments = ["--from", "istr", str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth"), *SMALL]
-    assert convert_weights.main(arguments) == 1
+    assert cli.main(["convert", "weights", *arguments]) == 1
     assert "there is no file" in capsys.readouterr().err
     torch.save(WHOLE, tmp_path / "theirs.pth")
     content = (tmp_path / "theirs.pth").read_bytes()
     (tmp_path / "theirs.pth").write_bytes(content[: len(content) // 2])
-    assert convert_weights.main(arguments) == 1
+    assert cli.main(["convert", "weights", *arguments]) == 1
     assert "is cut off or damaged" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        convert_weights.main(["--from", "nobody", "a", "b"])
+        cli.main(["convert", "weights", "--from", "nobody", "a", "b"])
     assert "invalid choice: 'nobody'" in capsys.readouterr().err
 
 
@@ -218,13 +219,14 @@ def test_names_that_merely_look_alike_are_left_alone():
 def test_whose_names_a_file_has_is_found_out(tmp_path, capsys):
     torch.save(authors_weights(), tmp_path / "theirs.pth")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main([*files, *SMALL]) == 0
+    assert cli.main(["convert", "weights", *files, *SMALL]) == 0
     assert capsys.readouterr().out.startswith("ISTR, the authors' release: ")
 
 
 def test_names_that_no_source_has(tmp_path, capsys):
     torch.save({"a.weight": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "theirs.pth")
-    assert convert_weights.main([str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]) == 1
+    files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
+    assert cli.main(["convert", "weights", *files]) == 1
     error = capsys.readouterr().err
     assert "has the names of no known source (its first: a.weight, b)" in error
     assert "\n  hf-deformable-detr: Deformable DETR of Hugging Face transformers\n" in error
@@ -235,11 +237,18 @@ def test_the_command_line_that_the_authors_saved_along(tmp_path, capsys):
     content = {"model": authors_weights(), "args": argparse.Namespace(lr=1e-4, device="cuda")}
     torch.save(content, tmp_path / "theirs.pth")
     files = [str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main([*files, *SMALL]) == 0
+    assert cli.main(["convert", "weights", *files, *SMALL]) == 0
 
 
 def test_a_damaged_safetensors_file(tmp_path, capsys):
     (tmp_path / "theirs.safetensors").write_bytes(b"\x10" * 40)
     files = [str(tmp_path / "theirs.safetensors"), str(tmp_path / "ours.pth")]
-    assert convert_weights.main(files) == 1
+    assert cli.main(["convert", "weights", *files]) == 1
     assert "is no readable safetensors file" in capsys.readouterr().err
+
+
+def test_every_source_can_be_named():
+    """The command lists them without importing what converts."""
+    from isda.cli import convert_weights
+
+    assert tuple(SOURCES) == convert_weights.SOURCES

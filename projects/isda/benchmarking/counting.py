@@ -9,7 +9,7 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
-from benchmarking.components import component_of, first_modules
+from isda.benchmarking.components import component_of, first_modules
 
 __all__ = ["count_flops", "count_parameters"]
 

@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-import mask_embedding
+import isda
+from isda import cli
+from isda.cli import mask_dictionary
 from isda.modeling.mask_dictionary import MaskDictionary
 from isda.modeling.mask_embedding import MaskEmbedding
 
@@ -15,7 +17,7 @@ NUCLEI = str(Path(__file__).parents[2] / "datasets" / "nuclei_mini" / "instances
 
 
 def run(*arguments: object) -> int:
-    return mask_embedding.main([str(argument) for argument in arguments])
+    return cli.main(["mask-dictionary", *map(str, arguments)])
 
 
 def rows(output: str) -> dict[str, dict[str, float]]:
@@ -68,7 +70,7 @@ def test_the_shipped_dictionary_is_what_its_page_says(capsys):
     documented = rows(page)
     for dim, row in rows(out).items():
         assert documented[dim] == pytest.approx(row, abs=2e-4)
-    readme = Path(mask_embedding.__file__).parents[1] / "projects/isda/weights/README.md"
+    readme = Path(isda.__file__).parent / "weights/README.md"
     pattern = r"mean IoU of ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) with 40, 60, 80 and 100"
     (stated,) = re.findall(pattern, readme.read_text())
     means = [row["mean"] for row in rows(out).values()]
@@ -132,8 +134,8 @@ def test_senseless_options(capsys, options, sentence):
 
 def test_progress_tells_rate_and_time_left(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(mask_embedding.time, "monotonic", lambda: now[0])
-    progress = mask_embedding.Progress("fitting", 6000)
+    monkeypatch.setattr(mask_dictionary.time, "monotonic", lambda: now[0])
+    progress = mask_dictionary.Progress("fitting", 6000)
     for seconds in (1, 4, 1, 4):  # told every five seconds, and at the end
         now[0] += seconds
         progress(1500)

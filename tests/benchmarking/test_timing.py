@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from benchmarking.timing import (
+from isda.benchmarking.timing import (
     Timeline,
     in_rounds,
     in_turn,

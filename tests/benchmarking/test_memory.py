@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarking import memory
+from isda.benchmarking import memory
 
 CPU = torch.device("cpu")
 

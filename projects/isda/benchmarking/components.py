@@ -22,8 +22,8 @@ from detectron2.modeling.backbone import FPN, SimpleFeaturePyramid
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from benchmarking.timing import Timeline
-from benchmarking.workload import Training
+from isda.benchmarking.timing import Timeline
+from isda.benchmarking.workload import Training
 
 __all__ = [
     "COMPONENTS",
