@@ -74,7 +74,7 @@ def _add_shared(cfg: CN) -> None:
         return
     # Loading weights stops when a smaller share of the model's tensors is matched; 0 never stops.
     cfg.MODEL.WEIGHTS_MIN_MATCHED = 0.5
-    # A folder or an annotation file of one's own, as train_net.py --dataset takes it: registers it
+    # A folder or an annotation file of one's own, as isda train --dataset takes it: registers it
     # and sets DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.PATH = ""
     _add_backbones(cfg)
@@ -158,7 +158,7 @@ def _add_istr(cfg: CN) -> None:
     cfg.MODEL.ISTR.DYNAMIC_DIM = 64  # channels inside the dynamic convolution
     cfg.MODEL.ISTR.POOLER_RESOLUTION = 7  # cells of a region of interest, along each side
     cfg.MODEL.ISTR.IMAGE_FEATURE = True  # queries start from the image's mean features as well
-    # The dictionary of mask embeddings: a file that tools/mask_embedding.py fit has made, or
+    # The dictionary of mask embeddings: a file that isda mask-dictionary fit has made, or
     # "shipped"; a larger one is cut to EMBEDDING_DIM. "" leaves it to the checkpoint in
     # MODEL.WEIGHTS, which always has its own.
     cfg.MODEL.ISTR.MASK_DICTIONARY = "shipped"

@@ -303,5 +303,5 @@ def test_parts_of_different_sides(tmp_path):
 
 def test_a_dictionary_is_no_part(tmp_path, coco):
     MaskMoments.of(coco[:20]).dictionary(2).save(tmp_path / "d.npz")
-    with pytest.raises(DictionaryError, match=r"d\.npz: holds no partial sums: name what tools/"):
+    with pytest.raises(DictionaryError, match=r"d\.npz: holds no partial sums: name what isda"):
         Part.load(tmp_path / "d.npz")

@@ -479,7 +479,7 @@ def test_a_config_whose_dictionary_is_gone(random_input, tmp_path, caplog):
     cfg.MODEL.ISTR.MASK_DICTIONARY = str(tmp_path / "gone.npz")
     model = build_model(cfg)
     assert "gone.npz, so MODEL.WEIGHTS has to bring the dictionary" in caplog.text
-    with pytest.raises(DictionaryError, match="must name a file that tools/mask_embedding.py fit"):
+    with pytest.raises(DictionaryError, match="must name a file that isda mask-dictionary fit"):
         model([random_input(64, 96)])
     Checkpointer(model, min_matched=0.5).load(str(tmp_path / "model.pth"))
     assert model([random_input(64, 96)]) == trained([random_input(64, 96)])

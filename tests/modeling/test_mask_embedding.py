@@ -233,7 +233,7 @@ def test_dictionary_of_another_size_is_one_sentence(tmp_path, asked):
     assert str(failure.value) == (
         f"{tmp_path / 'd.npz'}: is a mask dictionary of 5 components for 6×6 masks, asked for are "
         f"{dim} components for {side}×{side} masks: change MODEL.ISTR.EMBEDDING_DIM and "
-        "MODEL.ISTR.MASK_SIZE, or fit another dictionary with tools/mask_embedding.py fit "
+        "MODEL.ISTR.MASK_SIZE, or fit another dictionary with isda mask-dictionary fit "
         f"--side {side} --dim {dim}"
     )
 
@@ -275,7 +275,7 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how, sentence",
     [
-        ("missing", "no such mask dictionary: name one that tools/mask_embedding.py fit has "),
+        ("missing", "no such mask dictionary: name one that isda mask-dictionary fit has "),
         ("text", "is no readable .npz without pickles"),
         ("empty", "is no readable .npz without pickles"),
         ("truncated", "is no readable .npz without pickles, perhaps truncated"),

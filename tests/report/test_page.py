@@ -208,7 +208,7 @@ def test_an_interrupted_training_without_evaluation(folder):
         (folder / name).unlink()
     (folder / "inference" / "coco_instances_results.json").unlink()
     text = report_of(folder)
-    assert "unfinished: 40 of 60 iterations are done, and train_net.py --resume" in text
+    assert "unfinished: 40 of 60 iterations are done, and isda train --resume" in text
     assert "toy_val was not evaluated, so there are no results" in text
     assert "there is no environment.json" in text
     assert "data set 'toy_val': its annotation file is not where it was" in text

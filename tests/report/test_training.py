@@ -136,3 +136,10 @@ def test_differences_are_to_the_defaults_where_the_base_is_not_there(folder):
 def test_the_config_file_is_found_in_the_command(folder, words, expected):
     training = write_environment(folder, command=shlex.join(["train_net.py", *words]))
     assert config_file(training) == expected
+
+
+def test_a_recipe_of_the_package_needs_no_file(folder):
+    """As where there is no checkout: ``isda train --config-file nuclei/isda_tiny.yaml``."""
+    command = "isda train --config-file nuclei/isda_boxes_tiny.yaml"
+    training = write_environment(folder, command=command, folder=str(folder))
+    assert differences(training)[1] == "Base-ISDA-boxes.yaml"

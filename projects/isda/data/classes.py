@@ -34,7 +34,7 @@ def registered_metadata(name: str) -> Metadata:
         hint = f"did you mean {' or '.join(similar)}? " if similar else ""
         raise DatasetError(
             f"no data set '{name}' is registered: {hint}Give the folder of your own by "
-            "train_net.py --dataset, or register it by isda.data.register_coco_json before "
+            "isda train --dataset, or register it by isda.data.register_coco_json before "
             "training (datasets/README.md)"
         )
     return MetadataCatalog.get(name)

@@ -34,7 +34,7 @@ _LOOKED_FOR = (
     "annotations/instances_train*.json (COCO), train/_annotations.coco.json (Roboflow), "
     "train.json or instances_train.json, the same with val or valid, or one .json file alone"
 )
-_CONVERT = "tools/convert_dataset.py turns it into COCO's format"
+_CONVERT = "isda convert dataset turns it into COCO's format"
 
 
 class Split(NamedTuple):

@@ -32,7 +32,7 @@ def check_device(name: str | torch.device, *, may_lack_cuda: bool = False) -> to
     found = torch.accelerator.current_accelerator(check_available=True)
     if found is None or found.type != device.type:
         raise DeviceError(
-            f"no device {str(name)!r} can be used here (python -m isda.doctor says what there is): "
+            f"no device {str(name)!r} can be used here (isda doctor says what there is): "
             f"{_choice()}"
         )
     if (device.index or 0) >= torch.accelerator.device_count():

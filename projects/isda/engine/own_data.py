@@ -1,4 +1,4 @@
-"""Training on a folder of the user's: what ``train_net.py --dataset`` does to a configuration."""
+"""Training on a folder of the user's: what ``isda train --dataset`` does to a configuration."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path

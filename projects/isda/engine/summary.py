@@ -160,11 +160,9 @@ def _announce(folder: Path, written: Sequence[Path]) -> None:
     weights = best if best.is_file() else folder / "model_final.pth"
     logger.info(
         "%s holds weights (%s), config.yaml, metrics.json and log.txt%s. Masks on your images: "
-        "python demo/demo.py --config-file %s --input IMAGES --output masks --opts MODEL.WEIGHTS "
-        "%s",
+        "isda predict --model %s --input IMAGES --output masks",
         folder,
         weights.name,
         "".join(f", {path.name}" for path in written),
-        folder / "config.yaml",
-        weights,
+        folder,
     )

@@ -52,7 +52,7 @@ class Part:
         content = read_archive(path)
         if "products" not in content:
             raise DictionaryError(
-                f"{path}: holds no partial sums: name what tools/mask_embedding.py fit --shard "
+                f"{path}: holds no partial sums: name what isda mask-dictionary fit --shard "
                 "has written"
             )
         moments = MaskMoments(int(content["count"]), content["sums"], content["products"])

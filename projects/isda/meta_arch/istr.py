@@ -179,7 +179,7 @@ class ISTR(SetPredictor):
         if not self._has_dictionary:
             raise DictionaryError(
                 "the model has no mask dictionary: MODEL.ISTR.MASK_DICTIONARY must name a file "
-                "that tools/mask_embedding.py fit made, or MODEL.WEIGHTS a checkpoint of ISTR"
+                "that isda mask-dictionary fit made, or MODEL.WEIGHTS a checkpoint of ISTR"
             )
 
 

@@ -105,7 +105,7 @@ class MaskDictionary:
         if missing:
             raise DictionaryError(
                 f"{path}: is no mask dictionary, it has no {', '.join(missing)}: fit one with "
-                "tools/mask_embedding.py fit"
+                "isda mask-dictionary fit"
             )
         _check_shapes(content, path)
         return cls(
@@ -133,7 +133,7 @@ def read_archive(path: str | os.PathLike) -> dict[str, np.ndarray]:
     local = Path(PathManager.get_local_path(path)) if "://" in path else Path(path)
     if not local.is_file():
         raise DictionaryError(
-            f"{path}: no such mask dictionary: name one that tools/mask_embedding.py fit has "
+            f"{path}: no such mask dictionary: name one that isda mask-dictionary fit has "
             "written, or 'shipped' for the one that comes with this package"
         )
     try:
@@ -145,7 +145,7 @@ def read_archive(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DictionaryError(
             f"{path}: is no readable .npz without pickles, perhaps truncated{_reason(error)}: fit "
-            "a dictionary with tools/mask_embedding.py fit"
+            "a dictionary with isda mask-dictionary fit"
         ) from error
 
 

@@ -135,7 +135,7 @@ class MaskEmbedding(nn.Module):
             raise DictionaryError(
                 f"{path}: is a mask dictionary of {_described(dictionary.dim, dictionary.side)}, "
                 f"asked for are {_described(dim, side)}: change MODEL.ISTR.EMBEDDING_DIM and "
-                f"MODEL.ISTR.MASK_SIZE, or fit another dictionary with tools/mask_embedding.py fit "
+                f"MODEL.ISTR.MASK_SIZE, or fit another dictionary with isda mask-dictionary fit "
                 f"--side {side} --dim {dim}"
             )
         return cls.of(dictionary.first(dim), noise=noise)

@@ -100,7 +100,7 @@ def announce(device_type: str) -> None:
         raise RuntimeError(
             f"the compiled kernel of deformable attention for {device_type} is {reason}. Build it "
             "again (docs/INSTALL.md), or set ISDA_MSDA_BACKEND=torch in the environment to run "
-            "slower without it; `python -m isda.doctor` looks at everything"
+            "slower without it; `isda doctor` looks at everything"
         )
     logger.info(
         "Deformable attention on %s runs in plain PyTorch; its faster kernel is %s",

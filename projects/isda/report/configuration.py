@@ -9,6 +9,7 @@ from typing import NamedTuple
 import yaml
 
 from isda.engine.setup import ConfigError, load_config
+from isda.model_zoo import get_config_file, is_known
 from isda.report.training import Training, flatten
 
 __all__ = ["Difference", "command_words", "config_file", "differences"]
@@ -69,8 +70,10 @@ def _source(key: str, typed_keys: set[str], own: Mapping) -> str:
 
 
 def _located(typed: str, training: Training) -> Path | None:
-    """Where the config file is now, if it is still there."""
+    """Where the config file is now, if it is still there; else the package's of this name."""
     path = Path(training.sessions[0].get("folder", "."), os.path.expanduser(typed))
+    if not path.is_file() and is_known(typed):
+        path = Path(get_config_file(typed))
     return path if path.is_file() else None
 
 

@@ -99,7 +99,7 @@ def _state(training: Training) -> list[str]:
         planned = f" of {training.planned}" if training.planned else ""
         notes.append(
             f"the training is unfinished: {training.iterations}{planned} iterations are done, and "
-            "train_net.py --resume continues it"
+            "isda train --resume continues it"
         )
     if not training.sessions:
         notes.append(

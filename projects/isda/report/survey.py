@@ -1,4 +1,4 @@
-"""The page of ``tools/check_dataset.py``: what a data set holds, in pictures and distributions."""
+"""The page of ``isda check``: what a data set holds, in pictures and distributions."""
 
 import base64
 import os
@@ -295,7 +295,7 @@ def _settings(settings: Mapping[str, object], ceiling: str) -> Html:
         "Settings that suit these data",
         table(["Key", "Value"], rows),
         paragraph(
-            "As KEY VALUE pairs after the flags of train_net.py. Queries: half as many again as "
+            "As KEY VALUE pairs after the flags of isda train. Queries: half as many again as "
             "the fullest image has instances, at least 50; of ISTR it is MODEL.ISTR.NUM_QUERIES. "
             "Sizes: the shorter side of the median image, larger where a tenth of the instances "
             "would vanish. Mask stride: the coarsest at which a perfect model could reach mask AP "

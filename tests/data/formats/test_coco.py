@@ -124,7 +124,7 @@ def test_what_is_none_of_them(tmp_path):
         detect_format(tmp_path)
     path = tmp_path / "a.json"
     path.write_text('{"images": [], "annotations": []}')
-    with pytest.raises(DatasetError, match="has a.json in COCO's format already: .*train_net.py"):
+    with pytest.raises(DatasetError, match="has a.json in COCO's format already: .*isda train"):
         detect_format(tmp_path)
     path.write_text(json.dumps({"a": {"filename": "a", "regions": []}}))
     with pytest.raises(

@@ -57,7 +57,7 @@ def _why_not(kinds: dict[Path, str]) -> str:
         if kind == "via":
             return f"is a folder with an export of VIA: name the file, {file}"
         if kind == "coco":
-            return f"has {file.name} in COCO's format already: give the folder to train_net.py"
+            return f"has {file.name} in COCO's format already: give the folder to isda train"
         if kind == "broken":
             read_json(file)  # which says what is wrong with it
     known = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
