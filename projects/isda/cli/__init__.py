@@ -58,6 +58,7 @@ COMMANDS = {
     "mask-dictionary": Command("isda.cli.mask_dictionary", "what ISTR encodes masks with"),
     "models": Command("isda.cli.models", "the trained models that there are"),
     "config": Command("isda.cli.config", "what a config key does: default, range, meaning"),
+    "completion": Command("isda.cli.completion", "what lets bash or zsh complete all of this"),
     "doctor": Command("isda.cli.doctor", "what is installed, what is missing, and what to do"),
 }
 
