@@ -44,7 +44,7 @@ lint: env
 	@$(BIN)/ruff format --check .
 
 doctor: env
-	@$(BIN)/python -m isda.doctor
+	@$(BIN)/python -m isda doctor
 
 wheel: env
 	@$(BIN)/python tools/make_wheels.py $(ARGS)

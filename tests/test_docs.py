@@ -12,7 +12,13 @@ PAGES = [
     *("README.md", "demo/README.md", "tools/README.md"),
     "docs/BENCHMARK.md",
     "docs/CUSTOM_DATA.md",
-    *("docs/CONFIG.md", "docs/EXPORT.md", "docs/GETTING_STARTED.md", "docs/INSTALL.md"),
+    *(
+        "docs/CLI.md",
+        "docs/CONFIG.md",
+        "docs/EXPORT.md",
+        "docs/GETTING_STARTED.md",
+        "docs/INSTALL.md",
+    ),
     "docs/MASK_EMBEDDING.md",
     *("docs/CONDINST.md", "docs/MODEL_ZOO.md", "docs/OP.md", "docs/SOLO.md", "docs/WEIGHTS.md"),
 ]

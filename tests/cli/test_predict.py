@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -375,7 +376,8 @@ def test_a_model_of_the_zoo_from_its_name_to_coco_json(tmp_path, monkeypatch, ca
 
 
 def test_mistakes_end_with_one_message(tmp_path, capsys):
-    arguments = ["--config-file", str(tmp_path / "no.yaml"), "--input", "a.jpg"]
+    image = str(write_grey(tmp_path / "a.jpg"))
+    arguments = ["--config-file", str(tmp_path / "no.yaml"), "--input", image]
     assert cli.main(["predict", *arguments]) == 1
     assert capsys.readouterr().err.startswith("error: config file")
     assert cli.main(["predict", "--model", "nuclei/isda_tinny", "--input", "a.jpg"]) == 1
@@ -386,3 +388,22 @@ def test_mistakes_end_with_one_message(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", "--input", "a.jpg"])
     assert "one of the arguments --model --config-file is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "nuclei/isda_tinny", "--input", "IMAGE"], "did you mean nuclei/isda_tiny"),
+        (["--model", "shapes/isda_tiny", "--input", "IMAGE"], "has no trained weights here"),
+        (["--model", "NAME", "--input", "nowhere/*.png"], "nowhere/*.png: no image there"),
+        (["--model", "NAME", "--input", "IMAGE", "--output", "IMAGE"], "would replace"),
+        (["--model", "NAME", "--input", "IMAGE", "--output", "a", "b"], "give one folder"),
+    ],
+)
+def test_mistakes_are_told_before_pytorch_is_imported(tmp_path, words, message):
+    names = {"IMAGE": write_grey(tmp_path / "a.png"), "NAME": "nuclei/isda_boxes_mobilenet_v2"}
+    typed = ["predict", *(str(names.get(word, word)) for word in words)]
+    code = f"import sys; from isda import cli; print(cli.main({typed}), 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "1 False\n"
+    assert message in result.stderr and result.stderr.count("\n") == 1

@@ -17,13 +17,13 @@ PAGES = [
 ]
 # What not everybody has, and no test.
 NEEDS = ("COCO", "a GPU", "several GPUs", "a camera", "conda", "Docker", "the download")
-NEEDS += ("the network",)
+NEEDS += ("the network", "a shell of yours")
 READ_ONLY = ("text", "yaml")
 
 _FENCE = re.compile(r"^ *```(\w*)$")
 _MARKER = re.compile(r"^ *<!-- needs (.+) -->$")
 _ASSIGNMENT = re.compile(r"^[A-Z_]+=")
-_INLINE = re.compile(r"(?<!`)`((?:[A-Z_]+=\S+ )?(?:python|make|torchrun)\s[^`]+)`(?!`)")
+_INLINE = re.compile(r"(?<!`)`((?:[A-Z_]+=\S+ )?(?:python|make|torchrun|isda)\s[^`]+)`(?!`)")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from commands import ROOT, Command
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch.distributed import run as torchrun
 
-from isda import model_zoo
+from isda import cli, model_zoo
 from isda.data.own_data import forget_folders
 from isda.engine.setup import load_config
 
@@ -63,19 +63,36 @@ OVERRIDES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "tools/publish_model.py": (("--zoo", "my_zoo"), ()),
 }
 OVERRIDES["train_mine.py"] = OVERRIDES["train_net.py"]  # which GETTING_STARTED.md has users write
-_TRAININGS = ("train_net.py", "train_mine.py")
+OVERRIDES |= {
+    "isda train": OVERRIDES["train_net.py"],
+    "isda eval": OVERRIDES["train_net.py"],
+    "isda predict": OVERRIDES["demo/demo.py"],
+    "isda show data": OVERRIDES["tools/visualize_data.py"],
+    "isda show model": OVERRIDES["tools/visualize.py"],
+    "isda benchmark": OVERRIDES["tools/benchmark.py"],
+}
+_TRAININGS = ("train_net.py", "train_mine.py", "isda train", "isda eval")
+_PAIRS_LAST = (*_TRAININGS, "tools/visualize_data.py", "isda show data")
+
+
+def program_of(words: Sequence[str]) -> str:
+    """The file of Python, or ``isda`` and its command."""
+    if words[0] != "isda":
+        return words[1]
+    two = " ".join(words[1:3])
+    return f"isda {two if two in cli.COMMANDS else words[1]}"
 
 
 def in_seconds(words: Sequence[str], needs: Sequence[str] = ()) -> list[str]:
     """A command of Python with the flags and KEY VALUE pairs that make it short."""
-    flags, pairs = OVERRIDES.get(words[1], ((), ()))
-    if words[1] in _TRAININGS and "SOLVER.IMS_PER_BATCH" not in words:
+    program = program_of(words)
+    flags, pairs = OVERRIDES.get(program, ((), ()))
+    if program in _TRAININGS and "SOLVER.IMS_PER_BATCH" not in words:
         pairs = (*pairs, "SOLVER.IMS_PER_BATCH", "4")
     if "COCO" in needs:
         pairs = (*pairs, *_SMALL_MODELS, "MODEL.WEIGHTS", "")  # the recipe's are a download
-    takes_pairs_last = words[1] in (*_TRAININGS, "tools/visualize_data.py")
     at = words.index("--opts") if "--opts" in words else len(words)
-    given = list(words[at:]) or (["--opts"] if pairs and not takes_pairs_last else [])
+    given = list(words[at:]) or (["--opts"] if pairs and program not in _PAIRS_LAST else [])
     return [*words[:at], *flags, *given, *pairs]
 
 
@@ -102,8 +119,13 @@ def check(words: Sequence[str]) -> None:
         check_make(words)
     elif words[0] == "torchrun":
         launched = torchrun.parse_args(words[1:])
-        check(["python", launched.training_script, *launched.training_script_args])
-    elif words[0] == "python" and words[1].endswith(".py"):
+        script = ["python", launched.training_script]
+        if launched.module:
+            script = [launched.training_script]
+        check([*script, *launched.training_script_args])
+    elif words[0] == "isda" and " ".join(words[1:]) in cli.COMMANDS:
+        return  # a command that is spoken of
+    elif words[0] == "isda" or (words[0] == "python" and words[1].endswith(".py")):
         check_config(parsed(words))
 
 
@@ -116,7 +138,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
     with mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
         try:
-            run_python(words)
+            run_program(words)
         except _Parsed as end:
             return end.arguments
     raise CommandError(f"{words[1]} reads no arguments")
@@ -132,7 +154,8 @@ def check_config(arguments: argparse.Namespace) -> None:
         path = name if is_file else model_zoo.get_config_file(name)
         load_config(path, getattr(arguments, "opts", None))
     name = getattr(arguments, "model", None)
-    if name and Path(name).suffix not in (".onnx", ".pt2"):  # which are files
+    # Those are files, and folders that a training writes.
+    if name and Path(name).suffix not in (".onnx", ".pt2") and not name.startswith("output/"):
         model_zoo.get_config_file(name)
 
 
@@ -168,10 +191,10 @@ def type_command(command: Command, meant: dict[str, str]) -> None:
         call(["bash", "-ec", command.text])
     elif words[0] == "pip":
         install(words)
-    elif words[0] == "python":
+    elif words[0] in ("isda", "python"):
         forget_data()
         with mock.patch.dict(os.environ, command.variables):
-            run_python(in_seconds(words, command.needs))
+            run_program(in_seconds(words, command.needs))
     else:
         raise CommandError("nothing here knows how to type it")
 
@@ -214,8 +237,8 @@ def forget_data() -> None:
 _BUILT_IN = frozenset(DatasetCatalog.list())
 
 
-def run_python(words: Sequence[str]) -> None:
-    """``python FILE ...``, ``python -m MODULE ...`` or ``python -c CODE``.
+def run_program(words: Sequence[str]) -> None:
+    """``isda ...``, ``python FILE ...``, ``python -m MODULE ...`` or ``python -c CODE``.
 
     In this process, which has imported everything already.
 
@@ -223,7 +246,9 @@ def run_python(words: Sequence[str]) -> None:
         CommandError: it failed; the message ends with what it printed.
     """
     options = {"run_name": "__main__"}
-    if words[1] == "-c":
+    if words[0] == "isda":
+        _run(cli.program, words)
+    elif words[1] == "-c":
         run_code(words[2])
     elif words[1] == "-m":
         program = functools.partial(runpy.run_module, words[2], alter_sys=True, **options)

@@ -12,11 +12,15 @@ import contextlib
 import logging
 import sys
 import time
+from pathlib import Path
 
 from isda import console
 from isda.console import printable
 from isda.engine.arguments import config_file
 from isda.errors import UsageError
+from isda.model_zoo.catalog import entry_of
+from isda.prediction.errors import RequestError
+from isda.prediction.files import find_images, make_folders, output_paths, split_outputs
 
 EXPECTED = (ValueError, OSError)
 
@@ -61,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 0 <= args.confidence_threshold <= 1:
         raise UsageError(f"--confidence-threshold is from 0 to 1, got {args.confidence_threshold}")
+    check_names(args)
     from isda.engine.predictor import Predictor, config_of
     from isda.engine.setup import load_config
 
@@ -79,6 +84,23 @@ def run(args: argparse.Namespace) -> int:
         return 1 if run_on_images(predictor, args) else 0
     run_on_video(predictor, args)
     return 0
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Find mistakes at once that would else be told after seconds, when PyTorch is there.
+
+    Raises:
+        ModelZooError: there is no such model.
+        RequestError: there is no such image, or results cannot be written as asked.
+    """
+    path = Path(args.model or "").expanduser()
+    if args.model and not path.exists() and path.suffix != ".pth":  # no training's: a name
+        entry_of(args.model)
+    pictures, _ = split_outputs(args.output)
+    if args.input:
+        images, _ = find_images(args.input)
+        if pictures:
+            output_paths(images, pictures)
 
 
 class Speed:
@@ -114,7 +136,6 @@ def run_on_images(predictor, args: argparse.Namespace) -> int:
     from isda.engine.predictor import confident
     from isda.prediction.coco_json import CocoResults
     from isda.prediction.failures import OF_ONE_IMAGE, reason, what_failed
-    from isda.prediction.files import find_images, make_folders, output_paths, split_outputs
     from isda.prediction.video import show
     from isda.visualization import draw_predictions, write_image
 
@@ -170,8 +191,6 @@ def run_on_video(predictor, args: argparse.Namespace) -> None:
 
     from isda.engine.predictor import confident
     from isda.prediction.coco_json import CocoResults
-    from isda.prediction.errors import RequestError
-    from isda.prediction.files import make_folders, split_outputs
     from isda.prediction.video import VideoPainter, VideoSink, frames_of, open_source
 
     video, json_file = split_outputs(args.output)
