@@ -82,3 +82,22 @@ def test_what_is_there_already_stays(asked):
     _imports.put_off_dynamo()
     assert sys.meta_path == before
     assert sys.modules[asked] is real
+
+
+def test_what_is_imported_is_not_looked_through_for_garbage():
+    """In a process of its own, as what is frozen stays so."""
+    code = (
+        "import gc\n"
+        "from isda._imports import uncollected\n"
+        "runs = []\n"
+        "gc.callbacks.append(lambda phase, info: runs.append(phase))\n"
+        "with uncollected():\n"
+        "    made = [[] for _ in range(100_000)]\n"
+        "print(runs, gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
+        "gc.disable()\n"
+        "with uncollected():\n"
+        "    pass\n"
+        "print(gc.isenabled())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[] True True\nFalse\n", result.stderr

@@ -6,6 +6,7 @@ isda eval --config-file FILE --dataset path/to/my_data MODEL.WEIGHTS model.pth
 
 import argparse
 
+from isda._imports import uncollected
 from isda.engine.arguments import add_run_arguments
 
 
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from isda.engine import launch, program
+    with uncollected():
+        from isda.engine import launch, program
 
     launch.run(program.main, args)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from isda import console
+from isda._imports import uncollected
 from isda.console import printable
 from isda.engine.arguments import config_file
 from isda.errors import UsageError
@@ -66,11 +67,14 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.confidence_threshold <= 1:
         raise UsageError(f"--confidence-threshold is from 0 to 1, got {args.confidence_threshold}")
     check_names(args)
-    from isda.engine.predictor import Predictor, config_of
-    from isda.engine.setup import load_config
+    with uncollected():
+        from detectron2.utils.logger import setup_logger
 
-    # isort: split
-    from detectron2.utils.logger import setup_logger
+        from isda.engine.predictor import Predictor, config_of
+        from isda.engine.setup import load_config
+
+        if not only_json(args):
+            import detectron2.utils.visualizer  # noqa: F401  (Matplotlib, which drawing will need)
 
     with console.unguarded():
         setup_logger(name="isda", abbrev_name="isda")
@@ -101,6 +105,12 @@ def check_names(args: argparse.Namespace) -> None:
         images, _ = find_images(args.input)
         if pictures:
             output_paths(images, pictures)
+
+
+def only_json(args: argparse.Namespace) -> bool:
+    """Whether nothing is drawn."""
+    pictures, json_file = split_outputs(args.output)
+    return bool(json_file and not pictures)
 
 
 class Speed:

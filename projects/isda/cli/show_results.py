@@ -23,11 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     from isda.inspection.results import draw_beside_truth, read_predictions
     from isda.visualization import write_image
-
-    # isort: split
-    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     import_named(args)
     if args.dataset not in DatasetCatalog:

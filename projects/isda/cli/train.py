@@ -11,6 +11,7 @@ FILE is a path, or the name of a recipe that the package has. Keys: isda config 
 
 import argparse
 
+from isda._imports import uncollected
 from isda.engine.arguments import add_training_arguments
 
 EPILOG = """\
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from isda.engine import launch, program
+    with uncollected():
+        from isda.engine import launch, program
 
     launch.run(program.main, args)
