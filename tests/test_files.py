@@ -204,7 +204,7 @@ OTHERS = {
     "projects/isda/ops/nvrtc.py",
     "tools/make_env.py",
     "tools/make_wheels.py",
-    "tools/run_demo.py",
+    "tools/training_process.py",
     *(f"tools/environment/{name}.py" for name in ("checks", "detectron2", "pip", "state")),
 }
 WRITING = re.compile(
