@@ -97,7 +97,8 @@ def test_fewer_queries_of_boxes_are_those_of_the_best_proposals(tmp_path):
     Checkpointer(few, min_matched=1.0).load(save(tmp_path / "w.pth", many.state_dict()))
     image = {"image": torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)) * 255}
     decoded = [model._decode(model.preprocess([image]))[1] for model in (many, few)]
-    assert torch.equal(decoded[0].references[:, :4], decoded[1].references)
+    # Products of nine rows and of four need not be rounded alike.
+    torch.testing.assert_close(decoded[0].references[:, :4], decoded[1].references)
     rows = many.transformer.query_embed.weight[:4]
     assert torch.equal(few.transformer.query_embed.weight, rows)
 
@@ -171,7 +172,7 @@ def test_weights_below_state_dict(tmp_path):
 def test_weights_of_another_implementation(tmp_path):
     name = "transformer.encoder.layers.0.self_attn.sampling_offsets.weight"
     path = save(tmp_path / "w.pth", {name: torch.zeros(2), "class_embed.0.bias": torch.zeros(91)})
-    with pytest.raises(WeightsError, match="Deformable DETR, the authors' release.*convert_weigh"):
+    with pytest.raises(WeightsError, match="the authors' release.: isda convert weights"):
         Checkpointer(small_model(), min_matched=0.5).load(path)
 
 

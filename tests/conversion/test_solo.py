@@ -74,12 +74,12 @@ def test_kernels_are_those_of_the_original():
     """Every tensor of a converted kernel tower takes part, in the right place."""
     torch.manual_seed(0)
     theirs = {}
-    for index, entering in enumerate((34, 32)):
-        theirs[f"kernel_convs.{index}.conv.weight"] = torch.randn(32, entering, 3, 3) / 9
-        theirs[f"kernel_convs.{index}.gn.weight"] = torch.rand(32) + 0.5
-        theirs[f"kernel_convs.{index}.gn.bias"] = torch.randn(32)
-    theirs |= {"solo_kernel.weight": torch.randn(8, 32, 3, 3), "solo_kernel.bias": torch.randn(8)}
-    sizes = {"in_channels": 32, "num_classes": 2, "head_dim": 32, "num_convs": 2}
+    for index, entering in enumerate((34, 64)):
+        theirs[f"kernel_convs.{index}.conv.weight"] = torch.randn(64, entering, 3, 3) / 9
+        theirs[f"kernel_convs.{index}.gn.weight"] = torch.rand(64) + 0.5
+        theirs[f"kernel_convs.{index}.gn.bias"] = torch.randn(64)
+    theirs |= {"solo_kernel.weight": torch.randn(8, 64, 3, 3), "solo_kernel.bias": torch.randn(8)}
+    sizes = {"in_channels": 32, "num_classes": 2, "head_dim": 64, "num_convs": 2}
     head = SOLOv2Head(**sizes, kernel_dim=8, grid_sizes=[4])
     for name, tensor in theirs.items():
         _, ours = SOURCES["solov2"].rule(f"bbox_head.{name}")

@@ -164,7 +164,8 @@ def assert_same_masks(reduced, exact):
         assert shared > 100
         assert shared / (mask | exact.pred_masks[number]).sum() > 0.98
         score = reduced.scores[reduced.queries == query][0].item()
-        assert score == pytest.approx(exact.scores[number].item(), rel=0.03)
+        # Emulated bfloat16 adds in float32; AVX-512 BF16 differs by 0.034.
+        assert score == pytest.approx(exact.scores[number].item(), rel=0.05)
 
 
 # ---- one image and several ----

@@ -13,8 +13,10 @@ import training_process
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 # A tool that runs a program, which writes its number into a file and sleeps.
+# A shell that starts the tests in the background has them, and so the tool, ignore SIGINT.
 TOOL = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {str(TOOLS)!r})
 from pathlib import Path
 from training_process import run_program
