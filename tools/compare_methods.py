@@ -7,8 +7,8 @@
 A training gets --minutes of one core's processor time in its steps, evaluations not counted. Some
 steps are measured first, which fixes how many fit; the schedule of the method's config is stretched
 to them. Everything is in OUTPUT/DATA_MINUTESmin: a folder for each training, table.md, results.json
-and ap_over_time.png, made anew after every row. Interrupt it at any moment: the same command goes
-on where it was. docs/BENCHMARK.md explains the columns.
+and ap_over_time.png, made anew after every row, and in the end predictions.png. Interrupt it at any
+moment: the same command goes on where it was. docs/BENCHMARK.md explains the columns.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from isda.engine.setup import load_config  # before Detectron2, whose import it 
 from detectron2.data import DatasetCatalog
 
 from comparison.methods import Data, Method
+from comparison.pictures import draw_methods
 from comparison.plan import PlanError
 from comparison.report import write_report
 from comparison.runs import Run, RunError, new_run, recall, train
@@ -173,8 +174,9 @@ def compare(args: argparse.Namespace) -> list[str]:
         failures += measure_all(runs, everything, args, progress)
     text = write_report(everything, everything[0], args.output)
     if text is not None:
+        draw_methods([run for run in everything if run.finished], args.output)
         progress.say(f"\n{text}")
-        for name in ("table.md", "results.json", "ap_over_time.png"):
+        for name in ("table.md", "results.json", "ap_over_time.png", "predictions.png"):
             progress.say(f"wrote {shown_path(args.output / name)}")
     return failures
 

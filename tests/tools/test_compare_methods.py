@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -138,6 +139,7 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "train_net.py").write_text(FAKE)
     for module in (training_process, training_progress):
         monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(compare_methods, "draw_methods", lambda *_: None)  # there are no weights
     return tmp_path
 
 
@@ -389,4 +391,6 @@ def test_from_nothing_to_the_table_with_a_kill_between(tmp_path):
     assert state["hooks"]["ProcessorTimer"]["seconds"] == pytest.approx(60 * points[-1]["minutes"])
     assert 0 < row["speed"]["latency"]["ratio"]["median"] < 10
     assert (folder / "table.md").read_text() in again.stdout
+    assert len(list((folder / "predictions").glob("*.png"))) == 4
+    assert cv2.imread(str(folder / "predictions.png")).std() > 10
     assert [session["first_iteration"] > 0 for session in row["sessions"]] == [False, True]
