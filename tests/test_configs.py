@@ -15,8 +15,8 @@ from isda import add_config
 from isda.checkpoint import Checkpointer
 from isda.engine import precision
 from isda.engine.architectures import node_with_classes
+from isda.engine.custom_data import use_custom_data
 from isda.engine.inference import inference_autocast
-from isda.engine.own_data import use_own_data
 from isda.engine.setup import (
     ConfigError,
     check_config,
@@ -426,7 +426,7 @@ def keys_read(cfg: CfgNode) -> set[str]:
     """Whole names of what a training and an inference read; checks of values do not count."""
     Recording.read.clear()
     cfg = recording(cfg)
-    use_own_data(cfg)
+    use_custom_data(cfg)
     trainer = Trainer(cfg)
     trainer._settle_precision()
     inference_autocast(cfg, trainer.model)

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parent / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
 from isda import cli
-from isda.data.own_data import forget_folders
+from isda.data.custom_data import forget_folders
 from isda.engine.launch import argument_parser, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,9 +20,9 @@ import run_demo
 import training_process
 import training_progress
 from isda import cli
-from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
 from isda.inspection import results
+from isda.prediction.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -50,7 +50,7 @@ def test_predictor_and_model_zoo_need_no_more_than_asking():
         "print(Predictor.__module__, model_zoo is isda.model_zoo)\n"
         "print([m for m in ('pkg_resources', 'detectron2.model_zoo') if m in sys.modules])"
     )
-    expected = ["['nuclei/isda_tiny']", "isda.engine.predictor True", "[]"]
+    expected = ["['nuclei/isda_tiny']", "isda.prediction.predictor True", "[]"]
     assert result.stdout.splitlines() == expected, result.stderr
     assert result.stderr == ""
 

@@ -6,7 +6,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
-from isda.structures import EncodedMasks, encode_window
+from isda.structures import RLEMasks, encode_window
 
 SIZE = (13, 9)
 
@@ -27,7 +27,7 @@ def some_masks():
 
 def test_code_is_the_one_of_pycocotools():
     masks = some_masks()
-    for mask, rle in zip(masks, EncodedMasks.encode(masks).rles, strict=True):
+    for mask, rle in zip(masks, RLEMasks.encode(masks).rles, strict=True):
         expected = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         assert rle == {"size": list(SIZE), "counts": expected["counts"].decode()}
 
@@ -46,7 +46,7 @@ def test_a_window_is_coded_as_the_whole_mask(corner, kind):
 
 def test_encoded_masks_are_indexed_as_the_tensor():
     masks = some_masks()
-    encoded = EncodedMasks.encode(masks)
+    encoded = RLEMasks.encode(masks)
     assert encoded.shape == tuple(masks.shape)
     assert torch.equal(encoded.dense(), masks)
     assert torch.equal(encoded[1], masks[1])
@@ -63,7 +63,7 @@ def test_encoded_masks_are_indexed_as_the_tensor():
 
 def test_areas_and_boxes():
     masks = some_masks()
-    encoded = EncodedMasks.encode(masks)
+    encoded = RLEMasks.encode(masks)
     assert encoded.areas().tolist() == masks.flatten(1).sum(dim=1).tolist()
     for mask, box in zip(masks, encoded.boxes().tolist(), strict=True):
         ys, xs = mask.nonzero(as_tuple=True)
@@ -77,7 +77,7 @@ def test_areas_and_boxes():
 def test_encoded_masks_are_a_field_of_instances():
     masks = some_masks()
     boxes = Boxes(torch.rand(8, 4))
-    instances = Instances(SIZE, pred_boxes=boxes, pred_masks=EncodedMasks.encode(masks))
+    instances = Instances(SIZE, pred_boxes=boxes, pred_masks=RLEMasks.encode(masks))
     few = instances[torch.tensor([5, 0])].to("cpu")
     assert torch.equal(few.pred_masks.dense(), masks[[5, 0]])
     both = Instances.cat([few, instances[3]])

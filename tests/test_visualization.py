@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 import plot_metrics
 from isda import visualization
-from isda.structures import EncodedMasks
+from isda.structures import RLEMasks
 from isda.visualization import (
     brighten,
     class_labels,
@@ -364,7 +364,7 @@ def test_large_images_are_painted_mask_by_mask(image, found, encoded, monkeypatc
     monkeypatch.setitem(sys.modules, "detectron2.utils.visualizer", None)  # nobody asks for it
     masks = found.pred_masks
     if encoded:
-        found.pred_masks = EncodedMasks.encode(masks)
+        found.pred_masks = RLEMasks.encode(masks)
     before = image.copy()
     drawn = draw_predictions(image, found, with_labels=False)
     np.testing.assert_array_equal(image, before)

@@ -29,12 +29,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from isda.benchmarking.timing import in_rounds, quartiles_of_ratios
-from isda.compilation import compile_inference
-from isda.engine.prediction import Prediction
-from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
 from isda.errors import UserError
-from isda.parity import Parity, tolerated_share
+from isda.prediction.compilation import compile_inference
+from isda.prediction.parity import Parity, tolerated_share
+from isda.prediction.prediction import Prediction
+from isda.prediction.predictor import Predictor
 
 
 def compared(

@@ -8,7 +8,7 @@ from isda.data.images import read_image  # before Detectron2, whose import it ma
 # isort: split
 import numpy as np
 
-from isda.engine.predictor import Predictor, confident
+from isda.prediction.predictor import Predictor, confident
 from isda.visualization import (
     brighten,
     contact_sheet,

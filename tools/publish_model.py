@@ -26,7 +26,6 @@ from detectron2.config import CfgNode
 
 from isda.engine.environment import read_environment
 from isda.engine.inference import load_trained
-from isda.engine.predictor import trained_config
 from isda.model_zoo.catalog import TABLE, ModelEntry, canonical_name, read_table
 from isda.model_zoo.publishing import (
     METRICS,
@@ -36,6 +35,7 @@ from isda.model_zoo.publishing import (
     write_row,
     write_weights,
 )
+from isda.prediction.predictor import trained_config
 from isda.visualization import read_metrics
 from isda.weights_files import read_checkpoint
 

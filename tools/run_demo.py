@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda import console, strict_json
-from isda.engine.predictor import Predictor  # before Detectron2, whose import it makes silent
+from isda.prediction.predictor import Predictor  # before Detectron2, whose import it makes silent
 
 # isort: split
 from detectron2.config import CfgNode

@@ -23,7 +23,7 @@ __all__ = [
     "model_zoo",
 ]
 
-_HOMES = {"Predictor": "isda.engine.predictor"}  # all others: isda.config
+_HOMES = {"Predictor": "isda.prediction.predictor"}  # all others: isda.config
 _REGISTERING = ("isda.modeling.backbone", "isda.meta_arch", "isda.data")
 
 ignore_known_warnings()

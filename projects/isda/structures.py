@@ -16,7 +16,7 @@ __all__ = [
     "EmbeddedTarget",
     "CellMasks",
     "DecoupledCellMasks",
-    "EncodedMasks",
+    "RLEMasks",
     "GridPrediction",
     "GridTarget",
     "Locations",
@@ -266,7 +266,7 @@ class DenseTargets:
         return DenseTargets(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
 
-class EncodedMasks:
+class RLEMasks:
     """Masks of one image as COCO's run-length code, where ``(n, H, W)`` bool would be too large.
 
     It stands in the place of that tensor: ``masks[3]`` and iteration give single masks, ``(H, W)``
@@ -284,7 +284,7 @@ class EncodedMasks:
         self.image_size = (int(image_size[0]), int(image_size[1]))
 
     @classmethod
-    def encode(cls, masks: Tensor) -> "EncodedMasks":
+    def encode(cls, masks: Tensor) -> "RLEMasks":
         """The code of ``(n, H, W)`` bool masks."""
         rles = []
         for mask in masks:
@@ -302,20 +302,20 @@ class EncodedMasks:
     def __len__(self) -> int:
         return len(self.rles)
 
-    def __getitem__(self, item) -> "Tensor | EncodedMasks":
+    def __getitem__(self, item) -> "Tensor | RLEMasks":
         if isinstance(item, int):
             return torch.from_numpy(coco_mask.decode(self.rles[item])).bool()
         item = item.cpu() if isinstance(item, Tensor) else item
         chosen = torch.arange(len(self))[item].tolist()
-        return EncodedMasks([self.rles[index] for index in chosen], self.image_size)
+        return RLEMasks([self.rles[index] for index in chosen], self.image_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"EncodedMasks(shape={self.shape})"
+        return f"RLEMasks(shape={self.shape})"
 
-    def to(self, *args, **kwargs) -> "EncodedMasks":
+    def to(self, *args, **kwargs) -> "RLEMasks":
         """Itself: for ``Instances.to``."""
         return self
 
@@ -337,9 +337,9 @@ class EncodedMasks:
         return torch.from_numpy(boxes)
 
     @staticmethod
-    def cat(parts: "list[EncodedMasks]") -> "EncodedMasks":
+    def cat(parts: "list[RLEMasks]") -> "RLEMasks":
         """All masks of the parts, in order; for ``Instances.cat``."""
-        return EncodedMasks([rle for part in parts for rle in part.rles], parts[0].image_size)
+        return RLEMasks([rle for part in parts for rle in part.rles], parts[0].image_size)
 
 
 def encode_window(window: Tensor, corner: tuple[int, int], image_size: tuple[int, int]) -> dict:

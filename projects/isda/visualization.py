@@ -23,7 +23,7 @@ from torch import Tensor
 
 from isda.console import printable
 from isda.files import replacing, write_bytes
-from isda.structures import EncodedMasks
+from isda.structures import RLEMasks
 
 __all__ = [
     "add_title",
@@ -159,14 +159,14 @@ def draw_predictions(
         labels = class_labels(instances.pred_classes.tolist(), names, scores)
     if masks is None:
         boxes = instances.pred_boxes
-    elif isinstance(masks, EncodedMasks) or image[..., 0].size > _LARGE_PIXELS:
+    elif isinstance(masks, RLEMasks) or image[..., 0].size > _LARGE_PIXELS:
         return _paint(image, masks, labels, colors or instance_colors(len(masks)), scale)
     return draw_instances(image, masks, boxes=boxes, labels=labels, colors=colors, scale=scale)
 
 
 def _paint(
     image: np.ndarray,
-    masks: Tensor | EncodedMasks,
+    masks: Tensor | RLEMasks,
     labels: Sequence[str] | None,
     colors: Sequence[tuple[float, float, float]],
     scale: float,
@@ -174,7 +174,7 @@ def _paint(
     """As :func:`draw_instances`, mask by mask: of a large image Matplotlib makes gigabytes."""
     height, width = (max(round(side * scale), 1) for side in image.shape[:2])
     canvas = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
-    areas = masks.areas() if isinstance(masks, EncodedMasks) else masks.flatten(1).sum(dim=1)
+    areas = masks.areas() if isinstance(masks, RLEMasks) else masks.flatten(1).sum(dim=1)
     order = areas.argsort(descending=True, stable=True).tolist()
     centres = {i: _paint_mask(canvas, masks[i].numpy().astype(np.uint8), colors[i]) for i in order}
     for index, centre in centres.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "data/survey"))
+sys.path.append(str(Path(__file__).parents[1] / "data/analysis"))
 from examples_of_datasets import content, write
 
 from isda import cli

@@ -10,9 +10,9 @@ sys.path.append(str(Path(__file__).parents[1] / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
 from isda import cli
+from isda.data.analysis import examine
 from isda.data.coco_json import read_coco_json
 from isda.data.layouts import find_dataset
-from isda.data.survey import examine
 
 
 def convert(*arguments) -> int:
@@ -41,14 +41,14 @@ def test_labelme_becomes_a_data_set_without_faults(tmp_path, capsys):
         f"isda check {tmp_path / 'mine'}",
         f"isda train --config-file finetune/isda_mobilenet_v2.yaml --dataset {tmp_path / 'mine'}",
     ]
-    survey = examine(find_dataset(tmp_path / "mine"))
+    analysis = examine(find_dataset(tmp_path / "mine"))
     # both shapes of an image are the same square
-    assert {finding.text.partition(":")[0] for finding in survey.findings} <= {
+    assert {finding.text.partition(":")[0] for finding in analysis.findings} <= {
         "8 objects annotated with two classes (masks nearly equal)",
         "2 objects annotated with two classes (masks nearly equal)",
         "only 8 images to train on",
     }
-    assert survey.will_train
+    assert analysis.will_train
     names = {
         image["file_name"]
         for part in written(tmp_path / "mine").values()

@@ -14,11 +14,11 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
-from isda import cli, export
+from isda import cli
 from isda import exported as exported_runner
-from isda import parity as comparison
-from isda.engine import predictor
 from isda.engine.setup import load_config
+from isda.prediction import export, predictor
+from isda.prediction import parity as comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 NUCLEI = ROOT / "datasets/nuclei_mini/images"

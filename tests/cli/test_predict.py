@@ -21,11 +21,11 @@ from toys import toy_config
 from isda import cli
 from isda.cli import predict
 from isda.engine.inference import Classes
-from isda.engine.prediction import Prediction
-from isda.engine.predictor import Predictor, confident
 from isda.model_zoo.weights import sha256_of
 from isda.prediction import files, video
 from isda.prediction.errors import RequestError
+from isda.prediction.prediction import Prediction
+from isda.prediction.predictor import Predictor, confident
 
 
 @pytest.fixture(autouse=True)

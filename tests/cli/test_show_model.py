@@ -12,8 +12,8 @@ import torch
 from detectron2.modeling import build_model
 
 from isda import cli
-from isda.engine.predictor import Predictor
 from isda.inspection.pictures import weights_of
+from isda.prediction.predictor import Predictor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 

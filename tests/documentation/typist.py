@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch.distributed import run as torchrun
 
 from isda import cli, model_zoo
-from isda.data.own_data import forget_folders
+from isda.data.custom_data import forget_folders
 from isda.engine.setup import load_config
 
 __all__ = ["CommandError", "check", "forget_data", "run_code", "type_command"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import ISTR, toy_config, toy_data
 
-from isda.data.survey.ceiling import AnnotatedImage, MaskForm, mask_ceilings
+from isda.data.analysis.ceiling import AnnotatedImage, MaskForm, mask_ceilings
 from isda.engine.ceiling import warn_of_ceiling
 from isda.engine.loader import training_dicts
 from isda.engine.trainer import Trainer

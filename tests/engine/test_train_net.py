@@ -8,9 +8,9 @@ import torch
 from toys import ISTR, call, toy_config, toy_data
 
 from isda.engine.launch import argument_parser, run
-from isda.engine.predictor import Predictor
 from isda.engine.setup import load_config
 from isda.modeling.mask_dictionary import MaskDictionary
+from isda.prediction.predictor import Predictor
 
 
 def config_file(folder, *overrides):

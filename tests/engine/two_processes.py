@@ -13,8 +13,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from toys import BLENDMASK, BOXES, CONDINST, ISTR, SOLOV2, register_toy_data, same_size_config
 
+from isda.engine.custom_data import use_custom_data
 from isda.engine.launch import argument_parser, run
-from isda.engine.own_data import use_own_data
 from isda.engine.trainer import Trainer
 
 OVERRIDES = ("MODEL.DEVICE", "cpu")  # read by the launcher: gloo
@@ -69,7 +69,7 @@ def main(args):
         *("DATASETS.PATH", str(data / "toy.json"), "SOLVER.MAX_ITER", 9),
         *("TEST.EVAL_PERIOD", 1, "SOLVER.EARLY_STOP.PATIENCE", 2),
     )
-    use_own_data(own)
+    use_custom_data(own)
     stopped = train(own, DecliningTrainer)
     result = {
         "stopped": (stopped.iter + 1, stopped.cfg.DATASETS.TRAIN),

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from toys import BOXES, ISTR, toy_config
 
-from isda.engine.predictor import Predictor
+from isda.prediction.predictor import Predictor
 
 RANDOM = (
     *("sampling_offsets", "attention_weights", "classes.weight", "kernels.4.weight", "queries"),

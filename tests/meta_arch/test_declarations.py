@@ -4,12 +4,12 @@ import pytest
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from isda import export
-from isda.compilation import compile_inference
 from isda.engine.setup import load_config
 from isda.meta_arch import ISDA, METHODS, methods_with
 from isda.meta_arch.base import InstanceSegmentor
 from isda.meta_arch.declarations import DECLARED, DeclarationError, Unavailable, declared
+from isda.prediction import export
+from isda.prediction.compilation import compile_inference
 
 
 class Mute(ISDA):

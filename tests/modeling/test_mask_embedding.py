@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, PolygonMasks
 
-from isda.fitting.reconstruction import reconstruct_chunk
-from isda.fitting.target_masks import AnnotationFile
+from isda.mask_dictionary.reconstruction import reconstruct_chunk
+from isda.mask_dictionary.target_masks import AnnotationFile
 from isda.modeling.mask_dictionary import AMPLITUDE, DictionaryError, MaskDictionary
 from isda.modeling.mask_embedding import MaskEmbedding, crop_masks
 

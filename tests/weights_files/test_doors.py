@@ -30,7 +30,7 @@ from isda.engine.hooks import BestCheckpointer
 from isda.engine.launch import argument_parser, run
 from isda.engine.setup import ConfigError, check_config, load_config
 from isda.engine.trainer import Trainer
-from isda.fitting.parts import Part
+from isda.mask_dictionary.parts import Part
 from isda.model_zoo.weights import sha256_of
 from isda.modeling.backbone.torch_backbone import build_torch_backbone
 from isda.modeling.mask_dictionary import DictionaryError, MaskDictionary

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog
 
 from comparison.runs import Run
 from demo_pictures import diverse, draw_predictions_of
-from isda.engine.predictor import Predictor
+from isda.prediction.predictor import Predictor
 
 __all__ = ["NUM_PICTURES", "draw_methods"]
 

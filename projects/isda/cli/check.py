@@ -23,7 +23,7 @@ from isda.engine.arguments import config_file
 from isda.errors import UsageError
 
 if TYPE_CHECKING:
-    from isda.data.survey import Finding, Survey
+    from isda.data.analysis import Analysis, Finding
 
 EXPECTED = (OSError,)
 INTERVAL = 5.0  # seconds between lines of progress
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.images and not args.images.is_dir():
         raise UsageError(f"{args.images}: there is no such folder")
     args.cfg = read_config(args)
-    survey = examined(args)
-    report(survey, args)
-    return 0 if survey.will_train else 1
+    analysis = examined(args)
+    report(analysis, args)
+    return 0 if analysis.will_train else 1
 
 
 def read_config(args: argparse.Namespace):
@@ -91,26 +91,26 @@ class Progress:
             print(f"{self.done:,} images decoded, {rate:,.0f}/s", file=sys.stderr, flush=True)
 
 
-def examined(args: argparse.Namespace) -> "Survey":
+def examined(args: argparse.Namespace) -> "Analysis":
     """What is found, and what training itself says of the folder.
 
     Raises:
         DatasetError: there is no data set.
     """
+    from isda.data.analysis import ERROR, Finding, examine
+    from isda.data.custom_data import register_folder
     from isda.data.errors import DatasetError
     from isda.data.layouts import Split, find_dataset
-    from isda.data.own_data import register_folder
-    from isda.data.survey import ERROR, Finding, examine
 
     splits = [Split("all", args.path, args.images)] if args.images else find_dataset(args.path)
-    survey = examine(splits, reads_images=not args.quick, advance=Progress())
+    analysis = examine(splits, reads_images=not args.quick, advance=Progress())
     if not args.images:
         try:
             register_folder(args.path)
         except DatasetError as error:
-            if str(error) not in [finding.text for finding in survey.findings]:
-                survey.findings.append(Finding(ERROR, str(error)))
-    return survey
+            if str(error) not in [finding.text for finding in analysis.findings]:
+                analysis.findings.append(Finding(ERROR, str(error)))
+    return analysis
 
 
 def print_findings(findings: "Iterable[Finding]") -> None:
@@ -129,9 +129,9 @@ def print_settings(settings: dict[str, object]) -> None:
         print(f"  {key} {value!r}" if not isinstance(value, tuple) else f"  {key} '{value}'")
 
 
-def ceiling(survey: "Survey", settings: dict[str, object], args: argparse.Namespace) -> str:
+def ceiling(analysis: "Analysis", settings: dict[str, object], args: argparse.Namespace) -> str:
     """What a perfect model could reach; empty where there are no instances."""
-    from isda.data.survey import MaskForm, annotated_images, form_of_settings, look_ahead
+    from isda.data.analysis import MaskForm, annotated_images, form_of_settings, look_ahead
 
     if args.cfg is None:
         form, named = form_of_settings(settings), "these settings"
@@ -140,33 +140,33 @@ def ceiling(survey: "Survey", settings: dict[str, object], args: argparse.Namesp
     else:
         form, named = MaskForm.of(args.cfg), args.config_file or "these settings"
     # What AP will be measured on, if it is known.
-    annotated = [split for split in survey.splits if split.class_counts()]
+    annotated = [split for split in analysis.splits if split.class_counts()]
     for split in sorted(annotated, key=lambda split: split.name != "val")[:1]:
         outlook = look_ahead(annotated_images(split), form, INSTANCES, ENOUGH)
         return outlook.sentence(named, split.name) if outlook else ""
     return ""
 
 
-def report(survey: "Survey", args: argparse.Namespace) -> None:
-    from isda.data.survey import ERROR, WARNING, recommended_settings, summarise
-    from isda.data.survey.description import describe
+def report(analysis: "Analysis", args: argparse.Namespace) -> None:
+    from isda.data.analysis import ERROR, WARNING, recommended_settings, summarise
+    from isda.data.analysis.description import describe
 
-    for split in survey.splits:
+    for split in analysis.splits:
         for line in describe(split, summarise(split)):
             print(line)
-    print_findings(survey.findings)
+    print_findings(analysis.findings)
     settings, text = {}, ""
-    if any(split.images for split in survey.splits):
-        settings = recommended_settings(survey.splits)
-        text = ceiling(survey, settings, args)
+    if any(split.images for split in analysis.splits):
+        settings = recommended_settings(analysis.splits)
+        text = ceiling(analysis, settings, args)
         print_settings(settings)
         print(f"\n{text}" if text else "")
     if args.output:
-        from isda.report.survey import write_survey  # needs OpenCV, which checking does not
+        from isda.report.analysis import write_analysis  # needs OpenCV, which checking does not
 
-        page = write_survey(survey, args.output, args.path, settings, text)
+        page = write_analysis(analysis, args.output, args.path, settings, text)
         print(f"\nwith pictures: {page}")
-    verdict = "training will work" if survey.will_train else "training will not work"
-    errors = sum(finding.level == ERROR for finding in survey.findings)
-    warnings = sum(finding.level == WARNING for finding in survey.findings)
+    verdict = "training will work" if analysis.will_train else "training will not work"
+    errors = sum(finding.level == ERROR for finding in analysis.findings)
+    warnings = sum(finding.level == WARNING for finding in analysis.findings)
     print(f"\n{verdict}: {errors} errors, {warnings} warnings")

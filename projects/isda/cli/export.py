@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.model and args.opts:
         raise UsageError("--opts go with --config-file; a model of --model has its own")
-    from isda.engine.predictor import Predictor
     from isda.engine.setup import load_config
-    from isda.export import description, export_program, exportable, save
-    from isda.parity import compare_exported
+    from isda.prediction.export import description, export_program, exportable, save
+    from isda.prediction.parity import compare_exported
+    from isda.prediction.predictor import Predictor
 
     source = args.model or load_config(args.config_file, args.opts)
     predictor = Predictor(source, device="cpu", threshold=0)

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isda.fitting import SYMMETRIES
+from isda.mask_dictionary import SYMMETRIES
 
 if TYPE_CHECKING:
-    from isda.fitting.reconstruction import Reconstruction
+    from isda.mask_dictionary.reconstruction import Reconstruction
     from isda.modeling.mask_dictionary import MaskDictionary
 
 EXPECTED = (OSError,)
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if getattr(args, "workers", 0) is None:
-        from isda.fitting.target_masks import available_cores
+        from isda.mask_dictionary.target_masks import available_cores
 
         args.workers = available_cores()
     args.function(args)
@@ -114,8 +114,8 @@ class Progress:
 
 
 def fit(args: argparse.Namespace) -> None:
-    from isda.fitting.fit import fit_dictionary, sum_masks
-    from isda.fitting.target_masks import AnnotationFile
+    from isda.mask_dictionary.fit import fit_dictionary, sum_masks
+    from isda.mask_dictionary.target_masks import AnnotationFile
 
     files = [AnnotationFile(path) for path in args.annotations]
     if args.shard:
@@ -146,8 +146,8 @@ def fit(args: argparse.Namespace) -> None:
 
 
 def merge(args: argparse.Namespace) -> None:
-    from isda.fitting.fit import fit_to_moments
-    from isda.fitting.parts import Part
+    from isda.mask_dictionary.fit import fit_to_moments
+    from isda.mask_dictionary.parts import Part
 
     part = Part.merged([Part.load(path) for path in args.parts])
     report_left_out(part.left_out)
@@ -183,8 +183,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def show(args: argparse.Namespace) -> None:
     from isda.data.errors import DatasetError
-    from isda.fitting.pictures import draw_dictionary
-    from isda.fitting.target_masks import AnnotationFile, crop_chunk
+    from isda.mask_dictionary.pictures import draw_dictionary
+    from isda.mask_dictionary.target_masks import AnnotationFile, crop_chunk
     from isda.modeling.mask_dictionary import MaskDictionary
     from isda.visualization import write_image
 
@@ -207,8 +207,8 @@ def dims_of(dictionary: "MaskDictionary") -> list[int]:
 def measure_file(
     dictionary: "MaskDictionary", path: str, dims: Sequence[int], workers: int
 ) -> "Reconstruction":
-    from isda.fitting.fit import measure
-    from isda.fitting.target_masks import AnnotationFile
+    from isda.mask_dictionary.fit import measure
+    from isda.mask_dictionary.target_masks import AnnotationFile
 
     file = AnnotationFile(path)
     progress = Progress("measuring", len(file.annotations))

@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     with uncollected():
         from detectron2.utils.logger import setup_logger
 
-        from isda.engine.predictor import Predictor, config_of
         from isda.engine.setup import load_config
+        from isda.prediction.predictor import Predictor, config_of
 
         if not only_json(args):
             import detectron2.utils.visualizer  # noqa: F401  (Matplotlib, which drawing will need)
@@ -143,9 +143,9 @@ class Speed:
 def run_on_images(predictor, args: argparse.Namespace) -> int:
     """Draws on every image that can be used; returns how many inputs failed."""
     from isda.data.images import read_image
-    from isda.engine.predictor import confident
     from isda.prediction.coco_json import CocoResults
     from isda.prediction.failures import OF_ONE_IMAGE, reason, what_failed
+    from isda.prediction.predictor import confident
     from isda.prediction.video import show
     from isda.visualization import draw_predictions, write_image
 
@@ -199,8 +199,8 @@ def run_on_video(predictor, args: argparse.Namespace) -> None:
     """
     from tqdm import tqdm
 
-    from isda.engine.predictor import confident
     from isda.prediction.coco_json import CocoResults
+    from isda.prediction.predictor import confident
     from isda.prediction.video import VideoPainter, VideoSink, frames_of, open_source
 
     video, json_file = split_outputs(args.output)

@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.source == "dataloader" and args.limit == 0:
         raise UsageError("--source dataloader never ends: give --limit a number above 0")
-    from isda.engine.own_data import use_own_data
+    from isda.engine.custom_data import use_custom_data
     from isda.engine.setup import load_config
     from isda.inspection.datasets import annotated, loaded
     from isda.visualization import write_image
 
     import_named(args)
     cfg = load_config(args.config_file, args.opts)
-    for note in use_own_data(cfg, args.dataset):
+    for note in use_custom_data(cfg, args.dataset):
         print(note)
     cfg.SEED = max(cfg.SEED, 0)  # -1 lets a training choose one; a picture needs none
     source = annotated if args.source == "annotation" else loaded

@@ -75,8 +75,8 @@ def query_number(text: str) -> int | str | tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from isda.engine.predictor import Predictor
     from isda.inspection.pictures import Pictures, chosen_records
+    from isda.prediction.predictor import Predictor
 
     import_named(args)
     cfg = read_config(args)

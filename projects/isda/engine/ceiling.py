@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from isda.data.survey.ceiling import AnnotatedImage, MaskForm
-from isda.data.survey.outlook import look_ahead
+from isda.data.analysis.ceiling import AnnotatedImage, MaskForm
+from isda.data.analysis.outlook import look_ahead
 
 __all__ = ["warn_of_ceiling"]
 

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from isda.checkpoint import Checkpointer
 from isda.data.classes import classes_of
 from isda.engine.setup import setup
-from isda.engine.summary import write_summary
 from isda.engine.trainer import Trainer
+from isda.report.summary import write_summary
 
 __all__ = ["main"]
 

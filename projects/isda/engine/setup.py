@@ -28,9 +28,9 @@ from isda.engine.architectures import (
     node_with_classes,
 )
 from isda.engine.config_keys import flattened, without_effect
+from isda.engine.custom_data import use_custom_data
 from isda.engine.devices import DeviceError, check_device
 from isda.engine.errors import ConfigError
-from isda.engine.own_data import use_own_data
 from isda.engine.resuming import Resumption, find_resumption, read_flat
 from isda.files import write_error, write_text
 from isda.requirements import POSITIVE, SHARE, at_least, one_of
@@ -99,7 +99,7 @@ def configured(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     """
     cfg = load_config(args.config_file, args.opts)
     path = getattr(args, "dataset", None) or ""
-    return cfg, use_own_data(cfg, path, (args.opts or [])[::2], is_training=not args.eval_only)
+    return cfg, use_custom_data(cfg, path, (args.opts or [])[::2], is_training=not args.eval_only)
 
 
 def _check_named(key: str, cfg: CfgNode) -> None:

@@ -9,9 +9,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from isda.data.custom_data import register_folder
 from isda.data.images import read_image
-from isda.data.own_data import register_folder
-from isda.engine.predictor import Predictor, confident
 from isda.engine.setup import load_config
 from isda.inspection.figures import (
     attention_figure,
@@ -24,6 +23,7 @@ from isda.inspection.figures import (
 from isda.inspection.traces import ISDATrace, ISTRTrace, trace_isda
 from isda.meta_arch import ISDA, ISTR
 from isda.meta_arch.declarations import declared
+from isda.prediction.predictor import Predictor, confident
 from isda.visualization import (
     brighten,
     draw_annotations,

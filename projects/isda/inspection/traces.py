@@ -15,12 +15,12 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from isda.engine.predictor import Predictor
 from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
 from isda.modeling.ellipse import NUM_CHANNELS
 from isda.modeling.mask_head import InstanceHead
 from isda.modeling.postprocessing import select_embedded_instances, select_instances
 from isda.modeling.refinement import RefinementHead
+from isda.prediction.predictor import Predictor
 from isda.structures import EmbeddedPrediction, SetPrediction
 
 __all__ = ["ISDATrace", "ISTRTrace", "LayerSamples", "trace_isda", "trace_istr"]

@@ -5,8 +5,9 @@ A method is a meta-architecture of this package. Beside its model it declares, a
 - ``config_node``: the node below ``MODEL`` that holds its keys, ``NUM_CLASSES`` among them;
 - ``requirements``: what the values of these keys must fulfil, by key;
 - ``conflict(node)``: what is wrong with a combination of them, in words; "" without any;
-- ``exporter``: the class that makes a graph of the model (:mod:`isda.export`);
-- ``compilation``: what is done to a model before ``torch.compile`` (:mod:`isda.compilation`);
+- ``exporter``: the class that makes a graph of the model (:mod:`isda.prediction.export`);
+- ``compilation``: what is done to a model before ``torch.compile``
+  (:mod:`isda.prediction.compilation`);
 - ``tracer``: the function that records how a prediction comes about (:mod:`isda.inspection`).
 
 The last three are ``"module:name"``, as those modules know the methods, or :class:`Unavailable`.

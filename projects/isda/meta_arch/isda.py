@@ -44,8 +44,8 @@ class ISDA(SetPredictor):
     """
 
     config_node = "ISDA"
-    exporter = "isda.export:ExportableISDA"
-    compilation = "isda.compilation:as_it_is"
+    exporter = "isda.prediction.export:ExportableISDA"
+    compilation = "isda.prediction.compilation:as_it_is"
     tracer = "isda.inspection.traces:trace_isda"
     requirements: ClassVar = {
         "NUM_CLASSES": at_least(0),

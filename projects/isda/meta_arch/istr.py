@@ -36,8 +36,8 @@ class ISTR(SetPredictor):
     """
 
     config_node = "ISTR"
-    exporter = "isda.export:ExportableISTR"
-    compilation = "isda.compilation:pool_in_one_node"
+    exporter = "isda.prediction.export:ExportableISTR"
+    compilation = "isda.prediction.compilation:pool_in_one_node"
     tracer = "isda.inspection.traces:trace_istr"
     requirements: ClassVar = {
         "NUM_CLASSES": at_least(0),

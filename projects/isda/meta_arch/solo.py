@@ -28,7 +28,7 @@ class SOLO(GridSegmentor):
         "SOLO cannot be exported: how many cells it makes masks of depends on the image, and a "
         "graph has a fixed number; take ISDA or ISTR"
     )
-    compilation = "isda.compilation:as_it_is"
+    compilation = "isda.prediction.compilation:as_it_is"
     tracer = not_drawn("SOLO")
     requirements: ClassVar = GRID_REQUIREMENTS
 

@@ -33,7 +33,7 @@ class SOLOv2(GridSegmentor):
         "SOLOv2 cannot be exported: how many cells it makes masks of depends on the image, and a "
         "graph has a fixed number; take ISDA or ISTR"
     )
-    compilation = "isda.compilation:as_it_is"
+    compilation = "isda.prediction.compilation:as_it_is"
     tracer = not_drawn("SOLOv2")
     requirements: ClassVar = GRID_REQUIREMENTS | {"MASK_HEAD_DIM": _GROUPS, "MASK_DIM": _GROUPS}
 

@@ -1,6 +1,6 @@
 """From a set of predictions to ``Instances`` at the image's own size.
 
-Masks are a bool tensor up to 256 MB for an image, and beyond that :class:`EncodedMasks`, made one
+Masks are a bool tensor up to 256 MB for an image, and beyond that :class:`RLEMasks`, made one
 by one, so that neither the size of an image nor the number of its instances exhausts the memory.
 Where ellipses bound the masks, nothing but windows around them is computed either.
 """
@@ -14,7 +14,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from isda.modeling.parts import largest_parts
+from isda.modeling.connected_components import largest_components
 from isda.modeling.upsampling import aligned_bilinear
 from isda.modeling.windows import (
     CellWindow,
@@ -23,7 +23,7 @@ from isda.modeling.windows import (
     possible_windows,
     window_groups,
 )
-from isda.structures import EmbeddedPrediction, EncodedMasks, SetPrediction, encode_window
+from isda.structures import EmbeddedPrediction, RLEMasks, SetPrediction, encode_window
 
 __all__ = [
     "MaskWindow",
@@ -109,7 +109,7 @@ def select_instances(
         valid = _valid_cells(features.shape[1:], *sizes[:2])
         scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)[rows]
         if largest_part:
-            probs = largest_parts(probs, threshold, valid)
+            probs = largest_components(probs, threshold, valid)
         order = scores.argsort(descending=True)
         masks, boxes, occupied = paste_rows(probs, rows[order], sizes, threshold)
     order = order[occupied]
@@ -125,7 +125,7 @@ def select_instances(
 
 def paste_rows(
     probs: Tensor, rows: Tensor, sizes: Sequence[tuple[int, int]], threshold: float
-) -> tuple[Tensor | EncodedMasks, Boxes, Tensor]:
+) -> tuple[Tensor | RLEMasks, Boxes, Tensor]:
     """Masks and boxes of those ``rows`` of ``probs`` that are not empty; which are not, bool.
 
     Args:
@@ -143,7 +143,7 @@ def paste_rows(
 
 def _gathered(
     windows: Sequence[MaskWindow], rows: Tensor, size: tuple[int, int]
-) -> tuple[Tensor | EncodedMasks, Boxes, Tensor]:
+) -> tuple[Tensor | RLEMasks, Boxes, Tensor]:
     """Masks and boxes of those ``rows`` of ``windows`` that are not empty; which are not, bool."""
     occupied = rows.new_tensor([window.mask.numel() > 0 for window in windows], dtype=torch.bool)
     occupied = occupied[rows]
@@ -176,7 +176,7 @@ def _in_windows(
         inside = probs.where(visible, 0)
         insides[rows] = maskness(inside, threshold)
         if largest_part:
-            probs = largest_parts(inside, threshold, inside.shape[1:]).where(visible, probs)
+            probs = largest_components(inside, threshold, inside.shape[1:]).where(visible, probs)
         corners = [window[:2] for window in group]
         found = mask_windows(probs, *sizes, threshold, corners, cells)
         for row, mask in zip(rows, found, strict=True):
@@ -265,7 +265,7 @@ def boxed_instances(
     parts = []
     for index in range(len(instances)):
         part = detector_postprocess(instances[index], *output_size, mask_threshold=threshold)
-        part.pred_masks = EncodedMasks.encode(part.pred_masks)
+        part.pred_masks = RLEMasks.encode(part.pred_masks)
         parts.append(part)
     return Instances.cat(parts)
 
@@ -300,7 +300,7 @@ def binary_masks(
     output_size: tuple[int, int],
     threshold: float = 0.5,
     aligned: bool = False,
-) -> Tensor | EncodedMasks:
+) -> Tensor | RLEMasks:
     """All of n masks, empty ones too: as :func:`paste_masks`, or encoded where they are large."""
     sizes = (padded_size, image_size, output_size)
     fits = _fits(len(probs), output_size)
@@ -342,7 +342,7 @@ def encode_masks(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
     threshold: float = 0.5,
-) -> EncodedMasks:
+) -> RLEMasks:
     """As :func:`paste_masks`, encoded; only what surrounds each instance is resized."""
     windows = mask_windows(probs, padded_size, image_size, output_size, threshold)
     return _encoded(windows, output_size)
@@ -480,8 +480,8 @@ def _filled(windows: Sequence[MaskWindow], size: tuple[int, int]) -> Tensor:
     return masks
 
 
-def _encoded(windows: Sequence[MaskWindow], size: tuple[int, int]) -> EncodedMasks:
-    return EncodedMasks([encode_window(*window, size) for window in windows], size)
+def _encoded(windows: Sequence[MaskWindow], size: tuple[int, int]) -> RLEMasks:
+    return RLEMasks([encode_window(*window, size) for window in windows], size)
 
 
 def masks_to_boxes(masks: Tensor) -> Boxes:

@@ -3,9 +3,9 @@
 from pycocotools import mask as coco_mask
 
 from isda import strict_json
-from isda.engine.prediction import Prediction
-from isda.engine.predictor import Predictor
 from isda.files import write_text
+from isda.prediction.prediction import Prediction
+from isda.prediction.predictor import Predictor
 
 __all__ = ["CocoResults"]
 

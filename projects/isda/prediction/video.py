@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
 
-from isda.engine.prediction import Prediction
 from isda.prediction.errors import RequestError
+from isda.prediction.prediction import Prediction
 from isda.visualization import draw_predictions
 
 __all__ = [

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from isda.data.errors import ImageError
-from isda.engine.image_quality import ImageQuality, best_threshold, image_qualities
 from isda.report.charts import Series, bars, line_chart, shares
+from isda.report.image_quality import ImageQuality, best_threshold, image_qualities
 from isda.report.markup import Html, details, figure, join, paragraph, section, table, tag
 from isda.report.outcomes import OF_INSTANCES, OF_PREDICTIONS, count_outcomes, image_outcomes
 from isda.report.pictures import triptych

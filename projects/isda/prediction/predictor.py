@@ -1,0 +1,226 @@
+"""A trained model applied to images."""
+
+import functools
+import numbers
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.structures import Instances
+
+from isda import model_zoo
+from isda.data.augmentation import ResizeShortestEdge
+from isda.data.images import rgb_image
+from isda.engine.devices import check_device
+from isda.engine.inference import inference_autocast, load_trained
+from isda.engine.setup import load_config
+from isda.modeling.folding import fold_norms
+from isda.modeling.postprocessing import boxed_instances
+from isda.prediction.compilation import compile_inference
+from isda.prediction.prediction import Prediction
+
+__all__ = ["Predictor", "confident", "config_of", "trained_config"]
+
+_THRESHOLD = 0.5
+_CONFIG = "config.yaml"
+_WEIGHTS = ("model_best.pth", "model_final.pth")  # the first that there is
+
+
+class Predictor:
+    """Masks in three lines::
+
+        from isda import Predictor
+
+        predictor = Predictor("output/my_training")
+        predictor("photo.jpg").save("photo_with_masks.png")
+
+    Like Detectron2's ``DefaultPredictor``, but it takes names of models, every kind of image and
+    lists of them, refuses weights that leave a part of the model untrained, and knows the names
+    of the classes. Images are scaled as ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST`` say;
+    masks have the size of the image as given.
+
+    Attributes:
+        model: in evaluation mode.
+        class_names: of the classes, in the order of their numbers; None where nothing says them.
+        classes: these names, and the ids of the categories in the data of the training.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | CfgNode,
+        *,
+        device: str | torch.device | None = None,
+        threshold: float | None = None,
+        batch_size: int = 1,
+        compile: bool = False,
+    ):
+        """
+        Args:
+            source: a name of ``isda.model_zoo.list()``; the ``OUTPUT_DIR`` of a training, of
+                which the best weights are taken, else the final ones; a checkpoint in one; or a
+                config whose ``MODEL.WEIGHTS`` names the weights.
+            device: such as "cpu" or "cuda:1"; None takes the config's, and the CPU where there is
+                no GPU.
+            threshold: lowest score of an instance, from 0 to 1. None is 0.5 and, for a config, 0:
+                then all come back, as from ``DefaultPredictor``.
+            batch_size: images of a list that the model may get at a time, which can be faster on
+                GPUs. They must be of one size after scaling, so that none is padded as another
+                needs it; what is left is rounding (1e-6 of a score on CPUs).
+            compile: by ``torch.compile``, at the first image, which then takes minutes; see
+                :func:`isda.prediction.compilation.compile_inference`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: there is no such model, training or device, an argument is out of range,
+                the weights do not hold the whole model, or it is to be compiled and of a kind
+                that cannot be.
+        """
+        _check_numbers(threshold, batch_size)
+        is_config = isinstance(source, CfgNode)
+        cfg = source.clone() if is_config else config_of(source)
+        cfg.defrost()
+        if device is not None:
+            cfg.MODEL.DEVICE = str(check_device(device))
+        if threshold is None:
+            threshold = 0.0 if is_config else _THRESHOLD
+        self.threshold, self.batch_size = threshold, batch_size
+        self.model, self.classes = load_trained(cfg)
+        fold_norms(self.model)
+        if compile:
+            compile_inference(self.model)
+        self._autocast = functools.partial(inference_autocast, cfg, self.model)
+        self.class_names = self.classes.names
+        shortest = cfg.INPUT.MIN_SIZE_TEST
+        self.resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+        self.format = cfg.INPUT.FORMAT
+
+    def __call__(self, images: Any, *, channels: str = "RGB") -> Prediction | list[Prediction]:
+        """
+        Args:
+            images: a path, a picture of Pillow, an array ``(H, W, 3)`` or ``(H, W)``, a tensor
+                ``(3, H, W)``, as :func:`isda.data.images.rgb_image` takes them; or a list of such
+                images, also of different kinds and sizes.
+            channels: ``"RGB"`` or ``"BGR"`` (OpenCV's), the order in arrays and tensors, whatever
+                ``INPUT.FORMAT`` is.
+
+        Returns:
+            The instances of the image, on the CPU, with masks of its size; of a list, a list. An
+            image's do not depend on the others in the list.
+
+        Raises:
+            ImageError: an image cannot be read, or is none.
+        """
+        if not isinstance(images, list | tuple):
+            return self._predict([rgb_image(images, channels)])[0]
+        predictions = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            predictions += self._predict([rgb_image(image, channels) for image in batch])
+        return predictions
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        inputs = [self._input(image) for image in images]
+        outputs: list[Any] = [None] * len(inputs)
+        with self._autocast():
+            for indices in _of_one_size(inputs):
+                found = self._outputs([inputs[index] for index in indices])
+                for index, instances in zip(indices, found, strict=True):
+                    outputs[index] = instances
+        predictions = []
+        for image, instances in zip(images, outputs, strict=True):
+            instances = instances.to("cpu")
+            if self.threshold > 0:
+                instances = confident(instances, self.threshold)
+            predictions.append(Prediction(instances, image, *self.classes))
+        return predictions
+
+    def _input(self, image: np.ndarray) -> dict:
+        """Detectron2's dict of an ``(H, W, 3)`` RGB image."""
+        height, width = image.shape[:2]
+        channels = image if self.format == "RGB" else image[:, :, ::-1]
+        resized = self.resize.get_transform(channels).apply_image(channels)
+        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
+        return {"image": tensor, "height": height, "width": width}
+
+    def _outputs(self, inputs: list[dict]) -> list[Instances]:
+        if type(self.model) is not GeneralizedRCNN:
+            return [output["instances"] for output in self.model(inputs)]
+        # Detectron2 would paste all masks of a large image into one tensor.
+        found = self.model.inference(inputs, do_postprocess=False)
+        return [boxed_instances(i, (x["height"], x["width"])) for i, x in zip(found, inputs)]
+
+
+def _check_numbers(threshold: float | None, batch_size: int) -> None:
+    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool):
+        raise ValueError(f"batch_size must be a whole number, got {batch_size!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if threshold is None:
+        return
+    if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:  # NaN included
+        raise ValueError(f"threshold is a score, from 0 to 1, got {threshold!r}")
+
+
+def _of_one_size(inputs: Sequence[dict]) -> list[list[int]]:
+    """Indices of the images that have one size as the model gets them, in the order of the list."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, x in enumerate(inputs):
+        groups.setdefault(x["image"].shape, []).append(index)
+    return list(groups.values())
+
+
+def config_of(source: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
+    """The config of a trained model: of a training as of :func:`trained_config`, or of a name.
+
+    Args:
+        overrides: ``KEY, VALUE, ...``, but for ``MODEL.WEIGHTS``, which the source decides.
+
+    Raises:
+        ValueError: there is no such training or model, or an override is wrong.
+    """
+    path = Path(source).expanduser()
+    is_training = path.suffix == ".pth" or (path / _CONFIG).is_file()
+    if is_training or (path.exists() and not model_zoo.is_known(source)):
+        return trained_config(path, overrides)
+    return model_zoo.get_config(os.fspath(source), trained=True, overrides=overrides)
+
+
+def trained_config(training: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
+    """The config of a training, ``MODEL.WEIGHTS`` being what it trained.
+
+    Args:
+        training: its ``OUTPUT_DIR``, or a checkpoint in it.
+        overrides: as of :func:`config_of`.
+
+    Raises:
+        ValueError: there is no config, or no weights.
+    """
+    path = Path(training).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not (folder / _CONFIG).is_file():
+        raise ValueError(
+            f"{folder} has no {_CONFIG}: give the OUTPUT_DIR of a training, or a name of "
+            "isda.model_zoo.list()"
+        )
+    weights = [folder / name for name in _WEIGHTS] if path.suffix != ".pth" else [path]
+    weights = [file for file in weights if file.is_file()]
+    if not weights:
+        lacking = path.name if path.suffix == ".pth" else " nor ".join(_WEIGHTS)
+        raise ValueError(
+            f"{folder} has no {lacking}: let the training finish, or name one of its checkpoints, "
+            "such as model_0000999.pth"
+        )
+    cfg = load_config(str(folder / _CONFIG), [*overrides])
+    cfg.MODEL.WEIGHTS = str(weights[0])
+    return cfg
+
+
+def confident(instances: Instances, threshold: float) -> Instances:
+    """The instances with a score of at least ``threshold``."""
+    return instances[instances.scores >= threshold]
