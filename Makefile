@@ -13,19 +13,20 @@ endif
 MAKE_ENV := $(PYTHON) tools/make_env.py $(if $(filter file,$(origin PYTHON)),--any-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint lock wheel doctor cpu-check cuda-check faults-check
+.PHONY: help env demo test lint docs lock wheel doctor cpu-check cuda-check faults-check
 
 help:
 	@echo "make env    the environment, once: .venv with everything pinned (6.4 GB)"
 	@echo "make demo   train, evaluate and draw on real photographs, within minutes"
 	@echo "make test   all tests; ARGS='tests/ops -k name' chooses some"
 	@echo "make lint   style of the code"
+	@echo "make docs   site/: these pages as a web site; ARGS=--serve shows them while you write"
 	@echo "make doctor what is installed, which kernels serve, and what to do about it"
 	@echo "make wheel  dist/: the package to install elsewhere, with and without compiled kernels"
 	@echo "make cpu-check    the CPU kernels under sanitizers, and for AArch64 where ziglang is installed"
 	@echo "make cuda-check   the CUDA kernels for all GPUs, with nvcc but without a GPU (minutes)"
 	@echo "make faults-check trainings, evaluations and predictions killed, and out of disk (half an hour)"
-	@echo "make lock   resolve requirements.in into requirements.txt anew (needs uv)"
+	@echo "make lock   resolve each requirements.in into requirements.txt anew (needs uv)"
 	@echo "PYTHON=python3.11 with any of them chooses the interpreter."
 
 env:
@@ -42,6 +43,10 @@ test: env
 lint: env
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# In an environment of its own, .venv-docs, which needs neither PyTorch nor a compiler.
+docs:
+	@$(PYTHON) tools/make_docs.py $(ARGS)
 
 doctor: env
 	@$(BIN)/python -m isda doctor
@@ -61,7 +66,9 @@ cuda-check: env
 faults-check: env
 	@ISDA_FAULTS_CHECK=1 $(BIN)/python -m pytest -rP tests/engine/test_faults.py $(ARGS)
 
+LOCK := uv --no-config pip compile --quiet --upgrade --universal --python-version 3.10 \
+	--generate-hashes --custom-compile-command "make lock"
+
 lock:
-	uv --no-config pip compile --quiet --upgrade --universal --python-version 3.10 \
-		--generate-hashes --custom-compile-command "make lock" \
-		--output-file requirements.txt requirements.in
+	$(LOCK) --output-file requirements.txt requirements.in
+	$(LOCK) --output-file tools/docs_site/requirements.txt tools/docs_site/requirements.in

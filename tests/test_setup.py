@@ -426,7 +426,7 @@ def test_interrupted_is_redone(steps, tmp_path, monkeypatch, broken):
 def test_foreign_environment_is_left_alone(steps, tmp_path):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/precious").write_text("")
-    with pytest.raises(SetupError, match=r"exists and was not made by `make env`"):
+    with pytest.raises(SetupError, match=r"exists and was not made by `make`"):
         make_env.make_env()
     assert (tmp_path / ".venv/precious").exists()
 

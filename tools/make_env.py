@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from environment import SetupError, checks, detectron2, state
+from environment import SetupError, checks, detectron2, state, venvs
 from environment.lock import Lock, normalised
 from environment.pip import PipError, Progress, run_pip
 
@@ -118,7 +118,7 @@ def check_machine(owned: "str | None") -> None:
 
 
 def venv_python() -> Path:
-    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    return venvs.python_of(VENV)
 
 
 def step(number: int, text: str) -> None:
@@ -161,11 +161,7 @@ def imports_detectron2(python: str) -> bool:
 
 
 def create_venv(inherit: bool) -> None:
-    command = [sys.executable, "-m", "venv", str(VENV)]
-    with LOG.open("a", encoding="utf-8") as log:
-        quiet = {"stdout": log, "stderr": subprocess.STDOUT, "close_fds": False}  # as in run_pip
-        if subprocess.call(command, **quiet):
-            raise SetupError(f"`{' '.join(command)}` failed (details: {LOG}).")
+    venvs.create(VENV, LOG)
     if inherit:
         # --system-site-packages would not do: where the interpreter is itself one of a virtual
         # environment, that means the system's packages and not this environment's.

@@ -36,7 +36,7 @@ def write(venv: Path, **entries: str) -> None:
 
 
 def start_over(venv: Path) -> None:
-    """An empty folder with an empty record, in place of whatever `make env` had left there.
+    """An empty folder with an empty record, in place of whatever `make` had left there.
 
     Raises:
         SetupError: the folder there is somebody else's.
@@ -44,7 +44,7 @@ def start_over(venv: Path) -> None:
     if venv.exists():
         if not (venv / RECORD).exists():
             raise SetupError(
-                f"{venv} exists and was not made by `make env`: move it away or delete it."
+                f"{venv} exists and was not made by `make`: move it away or delete it."
             )
         # The record goes last, so that a removal that is interrupted can be taken up again.
         for entry in venv.iterdir():
