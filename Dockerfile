@@ -25,4 +25,4 @@ RUN ISDA_BUILD=${KERNELS} TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST} PIP_NO_CA
     python3 tools/make_env.py
 ENV PATH=/isda/.venv/bin:${PATH}
 
-CMD ["python", "-m", "isda.doctor"]
+CMD ["python", "-m", "isda", "doctor"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from isda import strict_json
-from isda.benchmarking.environment import processor_name
 from isda.benchmarking.timing import quartiles_of_ratios
+from isda.machine import processor_name
 
 __all__ = ["Row", "machine", "print_header", "print_row", "write"]
 

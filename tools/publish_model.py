@@ -38,6 +38,7 @@ from isda.model_zoo.publishing import (
 from isda.prediction.predictor import trained_config
 from isda.visualization import read_metrics
 from isda.weights_files import read_checkpoint
+from isda.wording import listed
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "isda"
@@ -106,11 +107,9 @@ def require_same_config(cfg: CfgNode, name: str) -> None:
     differing = differing_keys(cfg, model_zoo.get_config(name))
     if differing:
         texts = [f"{k} {a!r} instead of {b!r}" for k, (a, b) in differing.items()]
-        shown, others = texts[:SHOWN_DIFFERENCES], len(texts) - SHOWN_DIFFERENCES
-        more = f" and {others} more" if others > 0 else ""
         raise PublishingError(
-            f"the training differs from configs/{name}.yaml: {', '.join(shown)}{more}; write these "
-            "values into a config of its own and publish under that name"
+            f"the training differs from configs/{name}.yaml: {listed(texts, SHOWN_DIFFERENCES)}; "
+            "write these values into a config of its own and publish under that name"
         )
 
 

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from isda.conversion import SOURCES, detect, detectron2_resnet
 from isda.files import replacing, write_text
 from isda.weights_files import WeightsError, local_file, read_checkpoint
+from isda.wording import listed
 
 __all__ = [
     "Checkpointer",
@@ -71,7 +72,7 @@ class WeightsReport(NamedTuple):
             ("in the file, but not in the model", self.unexpected),
         ):
             if names:
-                lines.append(f"  {len(names)} {title}: {_listing(names)}")
+                lines.append(f"  {len(names)} {title}: {listed(names, _LISTED)}")
         return "\n".join(lines)
 
 
@@ -266,8 +267,8 @@ class Checkpointer(DetectionCheckpointer):
         if whole:
             raise WeightsError(
                 f"{self._source} has whole numbers ({weights[whole[0]].dtype}) for {len(whole)} "
-                f"tensors that are floats in the model, {_listing(whole)}: it may be quantised, "
-                "give the weights that it was made from"
+                f"tensors that are floats in the model, {listed(whole, _LISTED)}: it may be "
+                "quantised, give the weights that it was made from"
             )
 
     def _fit_queries(self, weights: dict[str, Any]) -> None:
@@ -302,8 +303,8 @@ class Checkpointer(DetectionCheckpointer):
         same_number = len(theirs["names"]) == len(self.classes["names"])
         logger.warning(
             "the weights are for the classes %s, the data have %s: %s",
-            _listing(theirs["names"]),
-            _listing(self.classes["names"]),
+            listed(theirs["names"], _LISTED),
+            listed(self.classes["names"], _LISTED),
             "their class layers are used all the same, in this order"
             if same_number
             else "their class layers do not fit and start anew",
@@ -326,7 +327,7 @@ class Checkpointer(DetectionCheckpointer):
                 "them is of no use",
                 self._source,
                 len(broken),
-                _listing(broken),
+                listed(broken, _LISTED),
             )
         # Left as initialised, a dictionary would decode another one's embeddings.
         others = [s for s in report.wrong_shapes if s[0].endswith(_DICTIONARY)]
@@ -482,9 +483,10 @@ def compare_classes(
     else:
         remedy = "resume with the data set of then"
     raise WeightsError(
-        f"--resume: {path} has been trained on the classes {_listing(before)}, and the data have "
-        f"now {_listing(now)}, so that predictions would get wrong names: {remedy}, or start a new "
-        "training from its weights: without --resume, with MODEL.WEIGHTS and another OUTPUT_DIR"
+        f"--resume: {path} has been trained on the classes {listed(before, _LISTED)}, and the "
+        f"data have now {listed(now, _LISTED)}, so that predictions would get wrong names: "
+        f"{remedy}, or start a new training from its weights: without --resume, with "
+        "MODEL.WEIGHTS and another OUTPUT_DIR"
     )
 
 
@@ -504,8 +506,3 @@ def _described(components: tuple[int, int]) -> str:
     dim, pixels = components
     side = math.isqrt(pixels)
     return f"{dim} components for {side}×{side} masks"
-
-
-def _listing(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -5,7 +5,6 @@ there keeps this one from reporting.
 """
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,12 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isda.cli import program
+from isda.machine import PACKAGE, ROOT, commit, processor_name, version_of
 
 __all__ = ["Report", "examine"]
 
-PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE.parents[1]  # of a checkout; of an installed package it means nothing
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
 NEEDED = (
@@ -103,27 +100,6 @@ def examine_versions(report: Report) -> None:
             report.problems.append(f"{name} is missing: pip install {name}")
     found = [f"{name} {version}" for name in OPTIONAL if (version := version_of(name))]
     report.line("optional", ", ".join(found) or "none")
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """What the package was built from, or what is checked out."""
-    written = PACKAGE / "commit.txt"
-    if written.exists():
-        return written.read_text(encoding="utf-8").strip()
-    if not (ROOT / ".git").exists():
-        return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def examine_files(report: Report) -> None:
@@ -283,20 +259,11 @@ def probe_torch() -> None:
         version=torch.__version__,
         numbers=[int(number) for number in torch.__version__.split(".")[:2]],
         cuda=torch.version.cuda,
-        cpu=cpu_name(),
+        cpu=processor_name(),
         threads=torch.get_num_threads(),
         capability=torch.backends.cpu.get_cpu_capability(),
         gpus=gpus,
     )
-
-
-def cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        text = ""
-    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def examine_operator(report: Report) -> None:
@@ -463,7 +430,3 @@ def probe_models() -> None:
         compiled=importlib.util.find_spec("detectron2._C") is not None,
         architectures=[m.__name__ for m in METHODS if m.__name__ in META_ARCH_REGISTRY],
     )
-
-
-if __name__ == "__main__":
-    program("doctor")

@@ -17,6 +17,7 @@ __all__ = [
     "CellMasks",
     "DecoupledCellMasks",
     "RLEMasks",
+    "SIZE_DIVISIBILITY",
     "GridPrediction",
     "GridTarget",
     "Locations",
@@ -24,6 +25,8 @@ __all__ = [
     "SetPrediction",
     "SetTarget",
 ]
+
+SIZE_DIVISIBILITY = 32  # in pixels; the sides of padded images are multiples of it
 
 
 @dataclass

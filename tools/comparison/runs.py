@@ -25,10 +25,10 @@ from comparison.plan import (
     write_plan,
 )
 from environment.state import exclusive
-from isda.doctor import commit
 from isda.engine.loader import training_dicts
 from isda.engine.setup import load_config
 from isda.files import remove_partial_files
+from isda.machine import commit
 from isda.visualization import read_metrics
 from training_process import CONSOLE_FILE, failure_text, python_name, run_program
 from training_progress import Progress, TrainingWatch, shown_path

@@ -2,11 +2,12 @@
 
 import datetime
 import platform
-from pathlib import Path
 
 import torch
 
-__all__ = ["describe_environment", "processor_name"]
+from isda.machine import processor_name
+
+__all__ = ["describe_environment"]
 
 
 def describe_environment(device: torch.device) -> dict:
@@ -21,13 +22,3 @@ def describe_environment(device: torch.device) -> dict:
         "detectron2": detectron2.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-
-
-def processor_name() -> str:
-    """Its model where Linux tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from isda.conversion.sources import SOURCES
 from isda.conversion.table import Rule, Source
+from isda.wording import listed
 
 __all__ = ["Conversion", "convert"]
 
@@ -188,15 +189,10 @@ def _grouped(what: str, reasons: dict[str, str]) -> list[str]:
     lines = []
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, other in reasons.items() if other == reason]
-        lines.append(f"  {len(names)} {what} ({reason}): {_shortened(names)}")
+        lines.append(f"  {len(names)} {what} ({reason}): {listed(names, _LISTED)}")
     return lines
 
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     return [f"  {len(names)} {what}:", *(f"    {name}" for name in names)] if names else []
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

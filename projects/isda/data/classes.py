@@ -10,6 +10,7 @@ from detectron2.data.catalog import Metadata
 from isda.console import printable
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
+from isda.wording import plural
 
 __all__ = [
     "check_categories",
@@ -98,10 +99,9 @@ def check_num_classes(configured: int, dataset_names: Iterable[str], key: str) -
         classes = class_names_of(name)
         if len(classes) != configured:
             shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            number = f"{len(classes)} class{'es' * (len(classes) != 1)}"
             raise DatasetError(
-                f"{key} is {configured} but data set '{name}' has {number} ({shown}): set {key} "
-                f"{len(classes)}"
+                f"{key} is {configured} but data set '{name}' has "
+                f"{plural(len(classes), 'class')} ({shown}): set {key} {len(classes)}"
             )
         if first_classes is None:
             first_name, first_classes = name, classes

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.errors import DatasetError
 from isda.data.layouts import Split, find_dataset
 from isda.data.registration import register_located, write_copy
+from isda.wording import listed
 
 __all__ = ["CustomData", "forget_folders", "register_folder"]
 
@@ -113,7 +114,7 @@ def _compare_categories(files: Mapping[str, Split], contents: Mapping[str, dict]
             if expected[i] != found[i]
         ]
         parts = [("lacking: ", lacking), ("additional: ", extra), ("renamed: ", renamed)]
-        differences = "; ".join(title + _listing(sorted(p)) for title, p in parts if p)
+        differences = "; ".join(title + listed(sorted(p), _LISTED) for title, p in parts if p)
         raise DatasetError(
             f"{split.json_file} has other categories than {first.json_file} ({differences}): write "
             "the same list 'categories', with the same ids, into both; classes without "
@@ -164,7 +165,7 @@ def _split(contents: dict[str, dict], source: str, json_file: Path, notes: list[
     notes.append(
         f"{json_file}: there is no validation split, so {len(names)} of the "
         f"{len(content['images'])} images are not trained on but evaluated "
-        f"({_listing(names)}; the same each time). To decide yourself, write train.json and "
+        f"({listed(names, _LISTED)}; the same each time). To decide yourself, write train.json and "
         "val.json"
     )
 
@@ -194,7 +195,7 @@ def _check_instances(
     if names:
         notes.append(
             f"{files['train'].json_file}: no instance to learn these classes from: "
-            f"{_listing(names)}"
+            f"{listed(names, _LISTED)}"
         )
 
 
@@ -248,9 +249,3 @@ def _free_name(wanted: str) -> str:
         number += 1
         name = f"{wanted}_{number}"
     return name
-
-
-def _listing(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

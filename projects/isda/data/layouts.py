@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda.data.errors import DatasetError
+from isda.wording import listed
 
 __all__ = ["Split", "annotation_format", "find_dataset"]
 
@@ -147,7 +148,8 @@ def _annotation_files(folder: Path) -> dict[str, Path]:
             _refuse_other_formats(best[0])
             raise DatasetError(
                 f"{folder}: it is not clear which annotation file is for '{split}', there are "
-                f"{_listing(str(file.relative_to(folder)) for file in best)}: move the others away"
+                f"{listed((file.relative_to(folder) for file in best), _LISTED)}: move the others "
+                "away"
             )
         if best:
             files[split] = best[0]
@@ -209,7 +211,7 @@ def _only_file(folder: Path, of_splits: dict[str, Path]) -> Path:
     if len(coco) > 1:
         raise DatasetError(
             f"{folder}: has several annotation files, "
-            f"{_listing(str(file.relative_to(folder)) for file in coco)}: give one of them, or "
+            f"{listed((file.relative_to(folder) for file in coco), _LISTED)}: give one of them, or "
             "name them train.json and val.json"
         )
     deeper = [file for file in _some_files(folder) if file.suffix.lower() == ".json"]
@@ -294,7 +296,7 @@ def _no_images(json_file: Path, names: Sequence[str], places: list[Path]) -> str
         )
     return (
         f"{json_file}: none of its images is there, first {names[0]!r}: looked in "
-        f"{_listing(map(str, places))}: put them into a folder images beside the annotations"
+        f"{listed(places, _LISTED)}: put them into a folder images beside the annotations"
     )
 
 
@@ -306,7 +308,7 @@ def _contents(folder: Path) -> str:
     images = [name for name in files if Path(name).suffix.lower() in _SUFFIXES]
     others = [name for name in files if name not in images]
     parts = [f"{len(images)} images"] * bool(images) + folders + others
-    return _listing(parts) if parts else "an empty folder"
+    return listed(parts, _LISTED) if parts else "an empty folder"
 
 
 def _hint(folder: Path) -> str:
@@ -330,9 +332,3 @@ def _some_files(folder: Path) -> Iterable[Path]:
                 break
             if file.is_file():
                 yield file
-
-
-def _listing(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from isda.data.custom_data import CustomData, register_folder
 from isda.data.errors import DatasetError
 from isda.engine.architectures import node_with_classes
+from isda.wording import plural
 
 __all__ = ["use_custom_data"]
 
@@ -62,10 +63,7 @@ def _description(path: str, data: CustomData) -> str:
         for split, counts in data.instances.items()
     ]
     number = len(data.classes)
-    return (
-        f"{path}: {', '.join(parts)}; {number} class{'es' * (number != 1)}: "
-        f"{', '.join(data.classes)}"
-    )
+    return f"{path}: {', '.join(parts)}; {plural(number, 'class')}: {', '.join(data.classes)}"
 
 
 def _capacity_notes(cfg: CfgNode, data: CustomData, is_training: bool) -> list[str]:

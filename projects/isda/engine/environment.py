@@ -20,8 +20,8 @@ from detectron2.utils import comm
 
 from isda import strict_json
 from isda.data.registration import is_temporary
-from isda.doctor import commit, version_of
 from isda.files import copy_file, write_text
+from isda.machine import commit, processor_name, version_of
 
 __all__ = ["FILE_NAME", "EnvironmentRecorder", "machine", "read_environment", "versions"]
 
@@ -104,7 +104,7 @@ def machine(device: str = "cpu") -> dict:
     gpus = range(torch.cuda.device_count()) if device.startswith("cuda") else ()
     return {
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
         "cores": _usable_cores(),
         "threads": torch.get_num_threads(),
         "memory": _memory(),
@@ -149,15 +149,6 @@ def _source(name: str, folder: str) -> dict:
 
 def _now(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).astimezone().isoformat(timespec="seconds")
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace", encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _usable_cores() -> int:

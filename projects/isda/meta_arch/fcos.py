@@ -20,7 +20,7 @@ from isda.modeling.fcos import Detections, FCOSHead, fcos_decode
 from isda.modeling.mask_branch import FusedMaskBranch, SemanticHead, norm_for
 from isda.modeling.pyramid import pyramid_shapes
 from isda.requirements import SHARE, Requirement, at_least, one_of
-from isda.structures import DensePrediction, DenseTargets
+from isda.structures import SIZE_DIVISIBILITY, DensePrediction, DenseTargets
 from isda.training.dense_masks import painted_classes, sampled_masks
 from isda.training.fcos import fcos_losses, fcos_targets
 
@@ -34,7 +34,6 @@ __all__ = [
     "level_parts",
 ]
 
-_PADDING = 32  # divides the sides of all padded images
 
 FCOS_REQUIREMENTS: dict[str, Requirement] = {
     "NUM_CLASSES": at_least(0),
@@ -100,10 +99,10 @@ def level_parts(cfg: CfgNode, name: str, scale_levels: bool) -> LevelParts:
         pyramid_shapes(shapes, node[key], f"MODEL.{name}.{key}", NUM_GROUPS)
         for key in ("IN_FEATURES", "BRANCH_IN_FEATURES")
     )
-    if not 4 <= branch[0].stride <= branch[-1].stride <= _PADDING:
+    if not 4 <= branch[0].stride <= branch[-1].stride <= SIZE_DIVISIBILITY:
         raise ValueError(
             f"MODEL.{name}.BRANCH_IN_FEATURES {list(node.BRANCH_IN_FEATURES)} have the strides "
-            f"{[shape.stride for shape in branch]}: they must be from 4 to {_PADDING}"
+            f"{[shape.stride for shape in branch]}: they must be from 4 to {SIZE_DIVISIBILITY}"
         )
     head = FCOSHead(
         channels=levels[0].channels,

@@ -7,9 +7,9 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from torch import Tensor
 
-__all__ = ["check_classes", "ground_truth_bitmasks", "ground_truth_masks", "normalised_images"]
+from isda.structures import SIZE_DIVISIBILITY
 
-_SIZE_DIVISIBILITY = 32
+__all__ = ["check_classes", "ground_truth_bitmasks", "ground_truth_masks", "normalised_images"]
 
 
 def normalised_images(
@@ -25,7 +25,7 @@ def normalised_images(
     images = [x["image"].to(pixel_mean.device, non_blocking=True) for x in batched_inputs]
     return ImageList.from_tensors(
         [(image - pixel_mean) / pixel_std for image in images],
-        math.lcm(max(backbone.size_divisibility, 1), _SIZE_DIVISIBILITY),
+        math.lcm(max(backbone.size_divisibility, 1), SIZE_DIVISIBILITY),
         padding_constraints=backbone.padding_constraints,
     )
 

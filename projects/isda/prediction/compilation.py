@@ -16,10 +16,9 @@ from isda.meta_arch import methods_with
 from isda.meta_arch.base import InstanceSegmentor
 from isda.meta_arch.declarations import declared
 from isda.modeling.refinement import build_pooler
+from isda.structures import SIZE_DIVISIBILITY
 
 __all__ = ["as_it_is", "compile_inference", "pool_in_one_node"]
-
-_TILE = 32  # divides the sides of all padded images
 
 
 def compile_inference(model: nn.Module, **options: Any) -> nn.Module:
@@ -59,7 +58,8 @@ def compile_inference(model: nn.Module, **options: Any) -> nn.Module:
     def predict(self: nn.Module, images: ImageList) -> list:
         # In this form the compiler knows the strides to divide the sides, and its expressions of
         # sizes stay short.
-        tiles = images.tensor.unflatten(3, (-1, _TILE)).unflatten(2, (-1, _TILE))
+        cells = (-1, SIZE_DIVISIBILITY)
+        tiles = images.tensor.unflatten(3, cells).unflatten(2, cells)
         for axis in (1, 3, 5):
             torch._dynamo.mark_static(tiles, axis)
         return compiled(self, tiles, [tuple(size) for size in images.image_sizes])

@@ -29,15 +29,17 @@ from isda.modeling.connected_components import largest_components_in_graph
 from isda.modeling.postprocessing import best_pairs, maskness
 from isda.modeling.refinement import LearnedQueries
 from isda.prediction.predictor import Predictor
+from isda.structures import SIZE_DIVISIBILITY
 
 __all__ = ["OUTPUTS", "ExportError", "description", "export_program", "exportable", "save"]
 
 OUTPUTS = ("scores", "classes", "boxes", "masks")
 OPSET = 20
-_DIVISOR = 32
-_SMALLEST_SIDE = 3 * _DIVISOR  # below it, levels of one cell would need graphs of their own
-_LARGEST_SIDE = 128 * _DIVISOR
-_EXAMPLE_SIZE = (7 * _DIVISOR - 5, 9 * _DIVISOR - 11)  # sides that nothing divides
+# Below it, levels of one cell would need graphs of their own.
+_SMALLEST_SIDE = 3 * SIZE_DIVISIBILITY
+_LARGEST_SIDE = 128 * SIZE_DIVISIBILITY
+# Sides that nothing divides.
+_EXAMPLE_SIZE = (7 * SIZE_DIVISIBILITY - 5, 9 * SIZE_DIVISIBILITY - 11)
 
 
 class ExportError(UserError, ValueError):
@@ -60,7 +62,7 @@ class _ExportableModel(nn.Module):
         super().__init__()
         self.model = model
         self.flips_channels = image_format == "BGR"
-        self.divisor = math.lcm(_DIVISOR, max(model.backbone.size_divisibility, 1))
+        self.divisor = math.lcm(SIZE_DIVISIBILITY, max(model.backbone.size_divisibility, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         height, width = image.shape[:2]

@@ -8,6 +8,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from scipy.optimize import linear_sum_assignment
 
+from isda.data.masks import compressed_rle
+
 __all__ = ["ImageQuality", "best_threshold", "image_qualities"]
 
 _THRESHOLDS = tuple(step / 20 for step in range(1, 20))
@@ -115,9 +117,10 @@ def _by_image_and_class(instances: Sequence[Mapping]) -> dict[int | str, dict[in
 def _image_of_class(
     image: Mapping, annotations: Sequence[Mapping], predictions: Sequence[Mapping]
 ) -> _Image:
+    size = (image["height"], image["width"])
     is_crowd = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
-    masks = [_compressed(annotation["segmentation"], image) for annotation in annotations]
-    predicted = [_compressed(prediction["segmentation"], image) for prediction in predictions]
+    masks = [compressed_rle(annotation["segmentation"], size) for annotation in annotations]
+    predicted = [compressed_rle(prediction["segmentation"], size) for prediction in predictions]
     # With a crowd pycocotools divides by the prediction alone, not by the union.
     ious = np.zeros((len(predicted), len(masks)))
     if predicted and masks:
@@ -127,11 +130,3 @@ def _image_of_class(
     in_crowd &= ious[:, ~crowds].max(axis=1, initial=0) < _IS_MATCH
     scores = np.array([prediction["score"] for prediction in predictions], dtype=float)
     return _Image(scores, ious[:, ~crowds], in_crowd)
-
-
-def _compressed(segmentation: list | Mapping, image: Mapping) -> Mapping:
-    """Polygons, compressed or uncompressed RLE as compressed RLE."""
-    if isinstance(segmentation, Mapping) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    rles = mask_util.frPyObjects(segmentation, image["height"], image["width"])
-    return mask_util.merge(rles) if isinstance(rles, list) else rles

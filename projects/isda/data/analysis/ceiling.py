@@ -19,12 +19,12 @@ from torch import Tensor
 from isda.data.masks import compressed_rle, draw_columns, parse_segmentation
 from isda.modeling.connected_components import largest_components
 from isda.modeling.postprocessing import MaskWindow, mask_windows
+from isda.structures import SIZE_DIVISIBILITY
 from isda.training.masks import shrink_masks
 
 __all__ = ["AnnotatedImage", "Ceiling", "MaskForm", "mask_ceilings"]
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's, of IoU
-_PADDED_TO = 32  # pixels: images are padded to multiples of it
 _CHUNK_CELLS = 2**22  # of mask probabilities at a time: 16 MB
 
 
@@ -193,7 +193,7 @@ def _drawn(parsed: list[np.ndarray] | np.ndarray, size: tuple[int, int]) -> Mask
 def _ious(image: AnnotatedImage, masks: Mapping[int, _TrueMask], form: MaskForm) -> np.ndarray:
     """``(n,)`` IoU of the masks with what inference makes of them."""
     seen = form.image_size(image.size)
-    padded = tuple(-(-side // _PADDED_TO) * _PADDED_TO for side in seen)
+    padded = tuple(-(-side // SIZE_DIVISIBILITY) * SIZE_DIVISIBILITY for side in seen)
     resized = _resized(masks.values(), image.size, seen)
     grid = tuple(side // form.stride for side in padded)
     count = max(_CHUNK_CELLS // (grid[0] * grid[1]), 1)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from isda.data.analysis.examine import SplitAnalysis
 from isda.data.analysis.summary import Summary
+from isda.wording import listed
 
 __all__ = ["describe"]
 
@@ -43,8 +44,7 @@ def describe(split: SplitAnalysis, summary: Summary) -> Iterable[str]:
 
 def _classes(summary: Summary) -> str:
     counts = sorted(summary.by_class.items(), key=lambda item: -item[1])
-    more = f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else ""
-    return ", ".join(f"{count:,} {name}" for name, count in counts[:_LISTED]) + more
+    return listed((f"{count:,} {name}" for name, count in counts), _LISTED)
 
 
 def _sizes(summary: Summary) -> str:

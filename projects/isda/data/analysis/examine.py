@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from isda.data.analysis.files import equal_files, read_all, stray_images
-from isda.data.analysis.findings import ERROR, NOTE, WARNING, Finding, listed, plural
+from isda.data.analysis.findings import ERROR, NOTE, WARNING, Finding
 from isda.data.analysis.geometry import Geometry, measure
 from isda.data.checks import is_box, unusable_reason
 from isda.data.coco_json import (
@@ -21,6 +21,7 @@ from isda.data.coco_json import (
 from isda.data.errors import DatasetError
 from isda.data.layouts import Split
 from isda.data.masks import compressed_rle
+from isda.wording import listed, plural
 
 __all__ = ["ImageRecord", "SplitAnalysis", "Analysis", "examine"]
 

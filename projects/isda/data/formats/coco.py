@@ -12,6 +12,7 @@ from isda.data.errors import DatasetError
 from isda.data.formats.annotated import AnnotatedImage
 from isda.data.masks import compressed_rle
 from isda.files import copy_file, write_bytes, write_text
+from isda.wording import plural
 
 __all__ = ["class_names", "split_images", "write_coco"]
 
@@ -39,7 +40,7 @@ def split_images(
     """
     if len(images) < 2:
         raise DatasetError(
-            f"{len(images)} image{'s' * (len(images) != 1)} cannot be split into training and "
+            f"{plural(len(images), 'image')} cannot be split into training and "
             "validation: annotate more, or name annotations for validation by --val"
         )
     kinds = {image.name: _kinds(image) for image in images}

@@ -20,6 +20,7 @@ from isda.data.formats.annotated import (
     image_files,
     read_size,
 )
+from isda.wording import plural
 
 __all__ = [
     "has_label_images",
@@ -155,7 +156,7 @@ def _label_values(place: Path, size: tuple[int, int]) -> np.ndarray:
 
 def _described(values: np.ndarray) -> str:
     channels = 1 if values.ndim == 2 else values.shape[2]
-    return f"of {channels} channel{'s' * (channels != 1)} of type {values.dtype}"
+    return f"of {plural(channels, 'channel')} of type {values.dtype}"
 
 
 def _read_values(file: Path) -> np.ndarray:
