@@ -77,6 +77,8 @@ def _add_shared(cfg: CN) -> None:
     # A folder or an annotation file of one's own, as isda train --dataset takes it: registers it
     # and sets DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.PATH = ""
+    # Takes its annotations with iscrowd 1 for instances: some tools set it for every RLE.
+    cfg.DATASETS.CROWDS_ARE_INSTANCES = False
     _add_backbones(cfg)
     _add_input(cfg)
     _add_solver(cfg)

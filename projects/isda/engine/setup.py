@@ -99,6 +99,8 @@ def configured(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     """
     cfg = load_config(args.config_file, args.opts)
     path = getattr(args, "dataset", None) or ""
+    if getattr(args, "crowds_are_instances", False):
+        cfg.DATASETS.CROWDS_ARE_INSTANCES = True
     return cfg, use_custom_data(cfg, path, (args.opts or [])[::2], is_training=not args.eval_only)
 
 

@@ -13,7 +13,8 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from isda import add_isda_config  # noqa: F401  (registers the embedded data sets)
-from isda.data.checks import clean_annotations
+from isda.data.changes import Changes
+from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
 from isda.engine.environment import read_environment
@@ -153,7 +154,7 @@ class Training:
         if name not in self._data:
             json_file, image_root = self._files(name)
             content = read_coco_json(json_file, needs_annotations=False)
-            cleaned = clean_annotations(content, json_file).annotations
+            cleaned = clean_annotations(content, json_file, Changes())
             self._data[name] = DataSet(name, {**content, "annotations": cleaned}, Path(image_root))
         return self._data[name]
 

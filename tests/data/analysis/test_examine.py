@@ -56,7 +56,11 @@ RLE = {"size": [60, 40], "counts": [5, 2395]}
 # (what is done to the training annotations, level, split, what is said)
 FINDINGS = {
     "no list": (lambda c: c.pop("categories"), ERROR, "no list 'categories'"),
-    "no key": (lambda c: c["images"][3].pop("width"), ERROR, r"images\[3\] has no width"),
+    "no key": (
+        lambda c: c["images"][3].pop("width"),
+        ERROR,
+        r"images\[3\] \(id 4, '4.png'\) has no width",
+    ),
     "id of text": (lambda c: c["annotations"][0].update(id="a"), ERROR, "has the id 'a'"),
     "id of list": (lambda c: c["annotations"][0].update(id=[1]), ERROR, r"has the id \[1\]"),
     "id twice": (lambda c: c["annotations"][1].update(id=3), ERROR, "1 ids are there more than"),
@@ -105,6 +109,12 @@ FINDINGS = {
     "annotated twice": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 999}),
         WARNING,
+        "1 annotation the same class and outline as another one of the image, which training "
+        "leaves out: annotation 999 of 1.png",
+    ),
+    "annotated nearly alike": (
+        lambda c: c["annotations"].append(annotation(999, 1, 1, box(10.3, 5, 8, 21))),
+        WARNING,
         r"1 object annotated twice .*one class.*: annotations 3 and 999 of 1.png",
     ),
     "annotated as two": (
@@ -120,7 +130,8 @@ FINDINGS = {
     "box of corners": (
         lambda c: [a.update(bbox=[45, 25, 55, 45]) for a in c["annotations"][:2]],
         WARNING,
-        r"2 annotations whose bbox is not \[x, y, width, height\] of the mask: 3 of 1.png, 4 of",
+        r"2 boxes that are not \[x, y, width, height\] of the mask, made anew from it: "
+        "annotation 3 of 1.png, annotation 4 of 1.png",
     ),
     "class not there": (
         lambda c: c["categories"].append({"id": 3, "name": "date"}),
@@ -130,7 +141,7 @@ FINDINGS = {
     "one name": (
         lambda c: c["categories"][1].update(name="fig"),
         WARNING,
-        "several categories have one name: fig",
+        r"2 categories share their name with another one, .* behind it: fig \(1\), fig \(2\)",
     ),
     "few": (
         lambda c: [c["images"].pop(), [c["annotations"].pop() for _ in range(2)]],
@@ -295,7 +306,7 @@ def split_with(instances, size=(600, 800), side=40):
         {"id": i, "file_name": f"{i}.png", "height": size[0], "width": size[1]} for i in (1, 2)
     ]
     annotations = [
-        annotation(i + 1, 1, 1, box((i * side) % (size[1] - side), 5, side, side))
+        annotation(i + 1, 1, 1, box((i * side) % (size[1] - side), 5 + i, side, side))
         for i in range(instances)
     ]
     return {

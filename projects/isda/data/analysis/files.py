@@ -1,6 +1,7 @@
 """Whether images can be read, and which of them are the same."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from isda.data.errors import ImageError
-from isda.data.formats.annotated import image_files
 from isda.data.images import check_image_size, read_image
+from isda.data.walking import image_files
 
 __all__ = ["equal_files", "read_all", "stray_images"]
 
@@ -74,6 +75,6 @@ def equal_files(paths: Iterable[Path]) -> list[list[Path]]:
 
 def stray_images(roots: Iterable[Path], named: Iterable[Path]) -> list[str]:
     """Images below the folders that are not among ``named``, sorted."""
-    known = {path.resolve() for path in named}
-    found = {path.resolve() for root in roots if root.is_dir() for path in image_files(root)}
-    return sorted(map(str, found - known))
+    known = set(map(os.path.realpath, named))
+    images = (path for root in roots if root.is_dir() for path in image_files(root))
+    return sorted(set(map(os.path.realpath, images)) - known)

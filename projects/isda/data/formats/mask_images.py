@@ -12,14 +12,13 @@ from PIL import Image
 
 from isda.data.errors import DatasetError, ImageError
 from isda.data.formats.annotated import (
-    IMAGE_SUFFIXES,
     AnnotatedImage,
     Instance,
     Report,
     encode,
-    image_files,
     read_size,
 )
+from isda.data.walking import IMAGE_SUFFIXES, image_files
 from isda.wording import plural
 
 __all__ = [
