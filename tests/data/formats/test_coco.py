@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from examples_of_formats import SIZE, SQUARE, drawn, labelme, photo, shape
 
-from isda.data.changes import Changes
-from isda.data.cleaning import clean_annotations
+from isda.data.checks import clean_annotations
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
 from isda.data.formats import (
@@ -88,8 +87,7 @@ def test_what_is_written_is_found_and_free_of_faults(tmp_path):
     splits = {split.name: split for split in find_dataset(tmp_path / "out")}
     assert list(splits) == ["train", "val"]
     content = read_coco_json(splits["train"].json_file)
-    changes = Changes()
-    assert clean_annotations(content, "", changes) == content["annotations"] and not changes
+    assert clean_annotations(content, "").summary() == ""
     assert content["categories"] == [{"id": 1, "name": "b"}, {"id": 2, "name": "a"}]
     assert [image["file_name"] for image in content["images"]] == ["b.png", "sub/a.jpg"]
     assert (splits["train"].image_root / "sub/a.jpg").read_bytes() == source.read_bytes()
