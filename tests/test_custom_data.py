@@ -104,7 +104,7 @@ def test_from_download_to_prediction(place, capsys):
 
 
 def test_conversions_of_other_tools(place):
-    typed = [shlex.split(command) for command in commands("Other tools")]
+    typed = [shlex.split(command) for command in commands("Annotation formats")]
     labelme(place / "labelme_files/a.json", [shape()])
     labelme(place / "labelme_files/b.json", [shape()])
     for name in ("a", "b"):

@@ -9,7 +9,7 @@ from isda import add_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *("README.md", "demo/README.md", "tools/README.md"),
+    *("README.md", "CONTRIBUTING.md", "demo/README.md", "tools/README.md"),
     "docs/BENCHMARK.md",
     "docs/CUSTOM_DATA.md",
     *(
@@ -20,7 +20,8 @@ PAGES = [
         "docs/INSTALL.md",
     ),
     "docs/MASK_EMBEDDING.md",
-    *("docs/CONDINST.md", "docs/MODEL_ZOO.md", "docs/OP.md", "docs/SOLO.md", "docs/WEIGHTS.md"),
+    *("docs/CONDINST.md", "docs/METHOD.md", "docs/MODEL_ZOO.md", "docs/OP.md", "docs/SOLO.md"),
+    *("docs/TROUBLESHOOTING.md", "docs/WEIGHTS.md"),
 ]
 
 
@@ -47,11 +48,35 @@ def test_every_added_key_is_explained_with_its_default():
     assert explained == added_keys()
 
 
+def section(heading: str) -> str:
+    """A chapter of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return re.search(rf"^## {heading}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
+
+
+def test_contributing_has_every_place_of_the_package():
+    package = ROOT / "projects" / "isda"
+    rows = re.findall(r"^\|(`.*?)\|", section("Where what lives"), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    places = {path.name for path in package.glob("*.py")}
+    places |= {f"{path.parent.name}/" for path in package.glob("*/*") if path.suffix != ".pyc"}
+    assert places <= set(named)
+    assert [n for n in named if not ((package / n).exists() or (ROOT / n).exists())] == []
+    assert len(named) == len(set(named))
+
+
+def test_files_of_the_reading_order_exist():
+    files = re.findall(r"`(\w+/[\w/]*(?:\.\w+)?)`", section("Reading order"))
+    assert len(files) > 20
+    assert [f for f in files if not (ROOT / "projects" / "isda" / f).exists()] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_the_pages_name_exists(page):
     """Config files, and scripts of commands."""
     text = re.sub(r"<!--.*?-->", "", (ROOT / page).read_text(), flags=re.DOTALL)
-    named = re.findall(r"\b(?:configs|tools|demo|projects)/[\w/.-]+\.(?:yaml|py|md)", text)
+    named = re.findall(r"\b(?:configs|tools|demo|projects|tests)/[\w/.-]+\.(?:yaml|py|md)", text)
+    named = [name for name in named if "NAME" not in name]  # readers replace it
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -139,10 +139,13 @@ def test_the_checked_loader_agrees_with_detectron2_on_a_correct_set(tmp_path, co
 FATAL = {
     "no list": (lambda c: c.pop("annotations"), "no list 'annotations'.*COCO's format"),
     "no categories": (lambda c: c.update(categories=[]), "'categories' is empty"),
-    "missing key": (lambda c: c["images"][1].pop("width"), r"images\[1\] has no width: each needs"),
+    "missing key": (
+        lambda c: c["images"][1].pop("width"),
+        r"images\[1\] \(id 20, '20.png'\) has no width: each needs",
+    ),
     "no image_id": (
         lambda c: c["annotations"][2].pop("image_id"),
-        r"annotations\[2\] has no image_id",
+        r"annotations\[2\] \(id 3\) has no image_id",
     ),
     "not a record": (lambda c: c["images"].append(5), r"images\[3\] has no id and no file_name"),
     "image twice": (
@@ -275,7 +278,7 @@ def test_degenerate_annotations_are_left_out_and_counted(tmp_path, content, name
     records = DatasetCatalog.get(names[0])
     assert [len(record["annotations"]) for record in records] == [1, 2, 0]
     (warning,) = logged(caplog)
-    assert f"1 annotations left out: 1 {reason} (first: annotation 1 of 10.png)" in warning
+    assert f"1 annotations left out, {reason}: annotation 1 of 10.png" in warning
     # What evaluation reads is as clean.
     with redirect_stdout(io.StringIO()):
         coco = COCO(MetadataCatalog.get(names[0]).json_file)

@@ -134,7 +134,7 @@ def test_images_without_instances_are_shared_out_as_well(folder):
 
 def test_the_placeholder_of_roboflow_is_no_class(folder):
     for split in ("train", "val"):
-        content = records(2)
+        content = records(2, 2 * (split == "val"))
         for category in content["categories"]:
             category["supercategory"] = "nuts-and-fruits"
         placeholder = {"id": 0, "name": "nuts-and-fruits", "supercategory": "none"}
@@ -184,10 +184,10 @@ def test_what_is_left_out_is_said(folder):
     content = records(3)
     content["annotations"][0]["segmentation"] = []
     write(folder / "train.json", content)
-    write(folder / "val.json", records(2))
+    write(folder / "val.json", records(2, 3))
     data = register_folder(folder)
     (note,) = data.notes
-    assert "1 annotations left out: 1 without segmentation (first: annotation 1 of 00.png)" in note
+    assert "1 annotations left out, without segmentation: annotation 1 of 00.png" in note
     assert data.instances["train"] == [1, 2, 2]
     check_datasets([data.names["train"]], [data.names["val"]])
 
@@ -196,7 +196,7 @@ def test_a_class_without_instances_is_said(folder):
     content = records(3)
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 1]
     write(folder / "train.json", content)
-    write(folder / "val.json", records(2))
+    write(folder / "val.json", records(2, 3))
     (note,) = register_folder(folder).notes
     assert note.endswith("train.json: no instance to learn these classes from: fig")
 

@@ -1,6 +1,7 @@
 """Every layout that a user's folder may have, and what is read where it has none."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_one_file_of_any_name(tmp_path):
     (tmp_path / "notes.json").write_text('{"version": 1}')
     assert found(tmp_path) == {"all": ("result.json", ".")}
     (split,) = find_dataset(str(tmp_path / "result.json"))
-    assert split == ("all", tmp_path / "result.json", tmp_path)
+    assert split == ("all", tmp_path / "result.json", tmp_path, tmp_path)
 
 
 def test_the_exact_name_goes_before_others(tmp_path):
@@ -211,15 +212,43 @@ def test_no_data_set_at_all(tmp_path, name, message):
 
 
 def test_images_that_are_nowhere(tmp_path):
-    annotate(tmp_path / "train.json", tmp_path / "elsewhere")
+    annotate(tmp_path / "data/train.json", tmp_path / "elsewhere")
     with pytest.raises(
         DatasetError, match=r"train.json: none of its images is there, first 'a.png'"
     ):
-        find_dataset(tmp_path)
+        find_dataset(tmp_path / "data")
 
 
 def test_file_names_of_another_machine(tmp_path):
+    """Found by their names alone, if these are there once."""
     annotate(tmp_path / "train.json", tmp_path / "images", prefix="C:\\data\\")
+    (split,) = find_dataset(tmp_path)
+    assert split.image_root == tmp_path
+    for name in ("a.png", "b.png"):
+        write(tmp_path / "copies" / name)
     message = r"file_name is 'C:.*a.png', but the image lies at .*images/a.png: take the folders"
     with pytest.raises(DatasetError, match=message):
         find_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["circle", "dead", "pipe", "folder"])
+def test_only_regular_files_are_opened(tmp_path, kind):
+    annotate(tmp_path / "train.json", tmp_path / "images")
+    path = tmp_path / "val.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "circle" else tmp_path / "gone.json")
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+    assert found(tmp_path) == {"train": ("train.json", "images")}
+    with pytest.raises(DatasetError, match="val.json"):
+        find_dataset(path)
+
+
+def test_copies_of_jupyter_are_none_of_the_users_files(tmp_path):
+    annotate(tmp_path / "train.json", tmp_path / "images")
+    annotate(tmp_path / ".ipynb_checkpoints" / "train-checkpoint.json", tmp_path / "images")
+    annotate(tmp_path / "train" / ".ipynb_checkpoints" / "train.json", tmp_path / "images")
+    assert found(tmp_path) == {"train": ("train.json", "images")}

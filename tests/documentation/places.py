@@ -161,7 +161,6 @@ def environment(place: Path) -> None:
 
 
 OF_PAGE = {
-    "README.md": (coco, environment),
     "demo/README.md": (video,),
     "datasets/README.md": (
         bowl,
@@ -169,6 +168,7 @@ OF_PAGE = {
         lambda place: shutil.copytree(place / "mine", place / "my_data"),
     ),
     "docs/GETTING_STARTED.md": (
+        coco,
         labelme_files,
         lambda place: shutil.rmtree(place / "mine"),  # which the page makes
     ),
@@ -179,7 +179,6 @@ OF_PAGE = {
     "projects/isda/weights/README.md": (annotations_alone,),
 }
 PRESUPPOSED = {
-    "README.md": ("output/demo/isda",),
     "demo/README.md": ("output/demo/isda",),
     "tools/README.md": ("output/shapes", "output/istr"),
     "docs/BENCHMARK.md": ("output/isda", "output/istr", "output/mask_rcnn"),

@@ -41,6 +41,10 @@ _EXPORT = "tests/cli/test_export.py::"
 ELSEWHERE = {
     "make demo": "tests/test_demo.py::test_the_demo_from_end_to_end_and_again",
     "make env": f"{_SETUP}test_done_once_and_repeated_when_inputs_change",
+    "make docs": (
+        "tests/tools/test_docs_site.py::test_environment_is_made_once_and_again_for_other_pins"
+    ),
+    "make lint": f"{_SETUP}test_ci_lints_and_tests_and_does_nothing_else",
     "make test": f"{_SETUP}test_ci_lints_and_tests_and_does_nothing_else",
     "make wheel": f"{_WHEELS}test_installed_wheel_works_outside_the_checkout",
     "python -m pytest tests": f"{_SETUP}test_ci_lints_and_tests_and_does_nothing_else",
@@ -62,7 +66,9 @@ ELSEWHERE = {
     "python tools/export_model.py ": f"{_EXPORT}test_exported_model_agrees_on_photographs",
     "python tools/run_exported.py ": f"{_EXPORT}test_runner_prints_and_draws",
     'torch.export.load("isda.pt2"': f"{_EXPORT}test_program_of_the_page_runs",
-    'InferenceSession("isda.onnx")': "tests/test_export.py::test_program_of_the_page_runs",
+    'InferenceSession("isda.onnx")': (
+        "tests/prediction/test_export.py::test_program_of_the_page_runs"
+    ),
 }
 # Of these a page has a stand-in, so what needs them is typed all the same.
 STOOD_IN_FOR = ("COCO",)

@@ -57,6 +57,10 @@ OVERRIDES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "tools/visualize.py": (("--limit", "1"), _SMALL_IMAGES),
     "tools/visualize_data.py": ((), ("INPUT.MIN_SIZE_TRAIN", "(64,)")),
     "tools/benchmark.py": (_ONE_ROUND, _SMALL_MODELS),
+    "benchmarks/msda.py": (
+        ("--levels", "4x6,2x3", "--floor", "0", "--patience", "0", "--contenders", "isda cpu"),
+        (),
+    ),
     "tools/make_shapes.py": (("--images", "3"), ()),
     "tools/make_nuclei.py": (("--val-images", "1"), ()),
     # Never into the package.

@@ -23,8 +23,9 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
 HOME = "README.md"
+STYLE = Path(__file__).with_name("site.css")
 # Lexers of Pygments, by suffix; of a file without one it is plain text.
-LANGUAGES = {".yaml": "yaml", "": "text"}
+LANGUAGES = {".yaml": "yaml", ".cff": "yaml", "": "text"}
 
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _TARGET = r"(?!\w+:)(?P<target>[^)\"\s]+)"  # not of another site
@@ -123,13 +124,14 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Adds the README, which is the start page, and what pages link to outside ``docs/``."""
+    """Adds the README as the start page, what pages link to outside ``docs/``, and the style."""
     from mkdocs.structure.files import File
 
     pages = [DOCS + file.src_uri for file in files.documentation_pages()]
     for source in (HOME, *linked_from([HOME, *pages])):
         if files.get_file_from_path(in_site(source)) is None:
             files.append(File.generated(config, in_site(source), content=content(source)))
+    files.append(File.generated(config, STYLE.name, abs_src_path=str(STYLE)))
     return files
 
 

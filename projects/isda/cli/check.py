@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isda.engine.arguments import config_file
+from isda.engine.arguments import add_crowds_argument, config_file
 from isda.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="folder, or annotation file, of the data set")
     parser.add_argument("--images", type=Path, metavar="DIR", help="images of an annotation file")
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="write a page as well")
+    add_crowds_argument(parser)
     parser.add_argument("--quick", action="store_true", help="do not decode the images")
     parser.add_argument(
         "--config-file", type=config_file, metavar="FILE", help="whose mask AP at best is computed"
@@ -100,18 +101,20 @@ def examined(args: argparse.Namespace) -> "Analysis":
     from isda.data.analysis import ERROR, Finding, examine
     from isda.data.custom_data import register_folder
     from isda.data.errors import DatasetError
-    from isda.data.images import ImageOptions
     from isda.data.layouts import Split, find_dataset
 
     splits = [Split("all", args.path, args.images)] if args.images else find_dataset(args.path)
-    options = ImageOptions.from_config(args.cfg) if args.cfg else ImageOptions()
-    reads = not args.quick
-    analysis = examine(splits, reads_images=reads, advance=Progress(), options=options)
+    analysis = examine(
+        splits,
+        reads_images=not args.quick,
+        crowds_are_instances=args.crowds_are_instances,
+        advance=Progress(),
+    )
     if not args.images:
         try:
-            register_folder(args.path)
+            register_folder(args.path, args.crowds_are_instances)
         except DatasetError as error:
-            if str(error) not in [finding.text for finding in analysis.findings]:
+            if not any(finding.text.startswith(str(error)) for finding in analysis.findings):
                 analysis.findings.append(Finding(ERROR, str(error)))
     return analysis
 

@@ -7,146 +7,22 @@ malformed ones.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
-import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data.catalog import Metadata
 
 from isda.data.classes import check_categories, registered_metadata
+from isda.data.cleaning import MALFORMED, has_short_part, is_box, named, with_reasons
 from isda.data.coco_json import check_image_files, read_coco_json
+from isda.data.crowds import crowds_instead
 from isda.data.errors import DatasetError
-from isda.data.masks import UnusableSegmentationError, compressed_rle, parse_segmentation
 
-__all__ = [
-    "CleanedAnnotations",
-    "check_coco_json",
-    "check_datasets",
-    "clean_annotations",
-    "is_box",
-    "unusable_reason",
-]
+__all__ = ["check_coco_json", "check_datasets"]
 
 logger = logging.getLogger(__name__)
 
 # pycocotools reads these of every annotation that it evaluates.
 _EVALUATED = ("bbox", "area", "iscrowd")
-_MALFORMED = "malformed"
-
-
-@dataclass
-class CleanedAnnotations:
-    """The usable annotations of a file, and what happened to the others."""
-
-    annotations: list[dict]
-    left_out: Counter = field(default_factory=Counter)  # reason: how many
-    repaired: Counter = field(default_factory=Counter)  # what was filled in: how many
-    first: dict[str, str] = field(default_factory=dict)  # reason: the first such annotation
-
-    def summary(self) -> str:
-        """One line on what is not as in the file; empty if nothing is."""
-        parts = [
-            f"{n} {reason} (first: {self.first[reason]})" for reason, n in self.left_out.items()
-        ]
-        left_out = f"{self.left_out.total()} annotations left out: {', '.join(parts)}"
-        repaired = f"filled in: {', '.join(f'{n} {what}' for what, n in self.repaired.items())}"
-        return "; ".join([left_out] * bool(parts) + [repaired] * bool(self.repaired))
-
-
-def clean_annotations(content: dict, json_file: str | os.PathLike) -> CleanedAnnotations:
-    """Leaves out what nothing can be learnt from, and fills in what evaluation reads.
-
-    Left out are annotations without segmentation, malformed (not finite, absurdly far off, runs
-    that do not add up), of zero area, or outside the image. Filled in are missing ``iscrowd``,
-    ``area`` and ``bbox``, and an id of 0, which COCO's evaluation takes for "not matched".
-
-    Args:
-        content: of :func:`read_coco_json`; stays as it is.
-        json_file: for messages.
-
-    Raises:
-        DatasetError: an RLE is of another size than its image.
-    """
-    cleaned = CleanedAnnotations([])
-    free_id = max((a["id"] for a in content["annotations"]), default=0) + 1
-    for annotation, image, reason in _with_reasons(content, json_file):
-        if reason:
-            cleaned.left_out[reason] += 1
-            cleaned.first.setdefault(reason, _named(annotation, image))
-            continue
-        changes = _repairs(annotation, image)
-        if annotation["id"] == 0:
-            changes["id"] = free_id
-        cleaned.repaired.update(changes.keys())
-        cleaned.annotations.append(annotation | changes if changes else annotation)
-    return cleaned
-
-
-def _with_reasons(content: dict, json_file) -> Iterator[tuple[dict, dict, str]]:
-    """Each annotation, its image, and why it is unusable; an empty string if it is not."""
-    images = {image["id"]: image for image in content["images"]}
-    for annotation in content["annotations"]:
-        image = images[annotation["image_id"]]
-        try:
-            yield annotation, image, unusable_reason(annotation, image)
-        except ValueError as error:
-            raise DatasetError(f"{json_file}: {_named(annotation, image)}: {error}") from error
-
-
-def unusable_reason(annotation: dict, image: dict) -> str:
-    """Why nothing can be learnt from an annotation; an empty string if something can.
-
-    Args:
-        annotation, image: records of a COCO file that belong together.
-
-    Raises:
-        ValueError: an RLE is of another size than its image.
-    """
-    segmentation = annotation.get("segmentation")
-    try:
-        parse_segmentation(segmentation, (image["height"], image["width"]))
-    except UnusableSegmentationError as error:
-        return str(error) if segmentation else "without segmentation"
-    is_rle = isinstance(segmentation, dict)
-    return _MALFORMED if is_rle and not _has_integers(segmentation) else ""
-
-
-def _has_integers(rle: dict) -> bool:
-    counts = rle["counts"] if isinstance(rle["counts"], list) else []
-    return all(type(number) is int for number in (*rle["size"], *counts))
-
-
-def _repairs(annotation: dict, image: dict) -> dict:
-    """What has to be put in the place of missing or senseless values of a usable annotation."""
-    segmentation, changes = annotation["segmentation"], {}
-    size = image["height"], image["width"]
-    if isinstance(segmentation, list) and _has_short_part(segmentation):
-        # pycocotools takes four numbers for a box, and fails on fewer.
-        segmentation = [part for part in segmentation if len(part) >= 6]
-        changes["segmentation"] = segmentation
-    if "iscrowd" not in annotation:
-        changes["iscrowd"] = 0
-    if not is_box(annotation.get("bbox")):
-        changes["bbox"] = mask_util.toBbox(compressed_rle(segmentation, size)).tolist()
-    if not _is_finite(annotation.get("area")):
-        changes["area"] = int(mask_util.area(compressed_rle(segmentation, size)))
-    return changes
-
-
-def _has_short_part(polygons: list) -> bool:
-    return any(len(part) < 6 for part in polygons)
-
-
-def is_box(box: object) -> bool:
-    """Whether a value is a COCO box, [x, y, width, height], of positive size."""
-    return (
-        isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)) and min(box[2:]) > 0
-    )
-
-
-def _is_finite(number: object) -> bool:
-    return type(number) in (int, float) and bool(np.isfinite(number))
 
 
 def check_coco_json(
@@ -173,17 +49,18 @@ def check_coco_json(
 def _check_annotations(content: dict, json_file, evaluated: bool) -> None:
     if not evaluated and all(a.get("iscrowd", 0) for a in content["annotations"]):
         raise DatasetError(
-            f"{json_file}: has no annotation to train on (crowds do not count): is it a test set?"
+            f"{json_file}: has no annotation to train on (crowds do not count)"
+            f"{crowds_instead(content) or ': is it a test set?'}"
         )
     counts: Counter[str] = Counter()
-    for annotation, image, reason in _with_reasons(content, json_file):
+    for annotation, image, reason, _ in with_reasons(content, json_file):
         counts[reason] += 1
-        culprit = f"is {reason}" if reason == _MALFORMED else ""
+        culprit = f"is {reason}" if reason == MALFORMED else ""
         if evaluated:
             culprit = culprit or _breaks_evaluation(annotation)
         if culprit:
             raise DatasetError(
-                f"{json_file}: {_named(annotation, image)} {culprit}, which COCO's own code does "
+                f"{json_file}: {named(annotation, image)} {culprit}, which COCO's own code does "
                 "not survive: correct it, or register the data set by "
                 "isda.data.register_coco_json, which leaves out or repairs such annotations"
             )
@@ -202,7 +79,7 @@ def _breaks_evaluation(annotation: dict) -> str:
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return "is without segmentation"
-    if isinstance(segmentation, list) and _has_short_part(segmentation):
+    if isinstance(segmentation, list) and has_short_part(segmentation):
         return "has a polygon of fewer than 6 numbers"
     missing = [key for key in _EVALUATED if key not in annotation]
     if missing:
@@ -238,7 +115,3 @@ def _check_dataset(name: str, metadata: Metadata, evaluated: bool) -> None:
     check_categories(name, content["categories"])
     check_image_files(content, json_file, metadata.image_root)
     _check_annotations(content, json_file, evaluated)
-
-
-def _named(annotation: dict, image: dict) -> str:
-    return f"annotation {annotation['id']} of {image['file_name']}"

@@ -2,12 +2,14 @@
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from isda.console import printable
+from isda.data.changes import Changes
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
 from isda.wording import plural
@@ -17,6 +19,8 @@ __all__ = [
     "check_num_classes",
     "class_names_of",
     "classes_of",
+    "distinct_names",
+    "drop_placeholders",
     "num_classes_of",
     "registered_metadata",
 ]
@@ -148,6 +152,43 @@ def check_categories(dataset_name: str, categories: list[dict]) -> None:
             f"data set '{dataset_name}': its metadata has the classes {_shown(names)}, its "
             f"annotation file {_shown(c['name'] for c in categories)}: {remedy}"
         )
+
+
+def drop_placeholders(contents: Sequence[dict]) -> dict[int, str]:
+    """Takes the category away, in place, that Roboflow writes before the classes.
+
+    It has no instances and only names the group of all others, or of the only one.
+
+    Args:
+        contents: of the annotation files of one data set, with categories in order.
+
+    Returns:
+        Ids and names of what was dropped.
+    """
+    used = {a["category_id"] for content in contents for a in content["annotations"]}
+    dropped = {}
+    for content in contents:
+        categories = content["categories"]
+        for candidate in [c for c in categories if c["id"] not in used]:
+            others = [c for c in categories if c is not candidate]
+            if others and all(c.get("supercategory") == candidate["name"] for c in others):
+                content["categories"] = others
+                dropped[candidate["id"]] = candidate["name"]
+    return dropped
+
+
+def distinct_names(categories: Sequence[dict], changes: Changes) -> list[dict]:
+    """The categories with the id behind names that several have, as AP is told by name."""
+    counts = Counter(category["name"] for category in categories)
+    result = []
+    for category in categories:
+        name = category["name"]
+        if counts[name] > 1:
+            category = category | {"name": f"{name} ({category['id']})"}
+            what = "categories share their name with another one, so the id was put behind it"
+            changes.mend(what, category["name"])
+        result.append(category)
+    return result
 
 
 def _by_id(categories: list[dict]) -> list[dict]:

@@ -4,16 +4,21 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from isda.data.checks import clean_annotations
+from isda.data.changes import Changes
+from isda.data.classes import distinct_names, drop_placeholders
+from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import check_image_files, read_coco_json
+from isda.data.crowds import crowds_instead, instances_of_crowds, suspicious_crowds
 from isda.data.errors import DatasetError
+from isda.data.file_names import resolve_file_names
 from isda.data.layouts import Split, find_dataset
+from isda.data.pixel_centres import polygons_through_centres
 from isda.data.registration import register_located, write_copy
 from isda.wording import listed
 
@@ -34,7 +39,7 @@ class CustomData:
     notes: list[str]  # what the user should know: left out, split, not taken for a class
 
 
-def register_folder(path: str | os.PathLike) -> CustomData:
+def register_folder(path: str | os.PathLike, crowds_are_instances: bool = False) -> CustomData:
     """Registers the data set at ``path`` with Detectron2 as ``NAME_train``, ``NAME_val`` and so on.
 
     NAME is the folder's. Annotations are checked and cleaned as by ``register_coco_json``. Where
@@ -44,58 +49,84 @@ def register_folder(path: str | os.PathLike) -> CustomData:
 
     Args:
         path: anything that :func:`isda.data.layouts.find_dataset` understands.
+        crowds_are_instances: whether ``iscrowd`` is ignored, which some tools set for every RLE.
 
     Raises:
         DatasetError: there is no such data set, it cannot be used, or its splits have different
             classes.
     """
     files = {split.name: split for split in find_dataset(path)}
-    originals = {name: _read(split) for name, split in files.items()}
     notes: list[str] = []
-    contents = {name: _cleaned(originals[name], files[name], notes) for name in files}
-    _drop_placeholder(contents, notes)
+    changes = {name: Changes() for name in files}
+    contents = {name: _read(split, changes[name]) for name, split in files.items()}
+    for number, name in drop_placeholders(list(contents.values())).items():
+        notes.append(
+            f"category {number} '{name}' has no instances and is the group of all others, as in "
+            "Roboflow's exports: it is not taken for a class"
+        )
+        for of_split in changes.values():
+            of_split.is_rewritten = True
+    for name, split in files.items():
+        contents[name] = _cleaned(contents[name], split, changes[name], crowds_are_instances)
+        notes += [f"{split.json_file}: {line}" for line in changes[name].lines()]
+        notes += _notes(contents[name], split)
+    notes += _shared_images(contents, files)
     _compare_categories(files, contents)
+    unchanged = {name for name, of_split in changes.items() if not of_split}
     if "val" not in contents:
         source = "all" if "all" in contents else "train"
         _split(contents, source, files[source].json_file, notes)
         files |= {"train": files[source], "val": files[source]}
+        unchanged -= {"train", "val"}
     _check_instances(contents, files, notes)
-    unchanged = [name for name, content in contents.items() if content == originals.get(name)]
     names = _register(Path(path), contents, files, unchanged)
     instances = {name: _counts(content) for name, content in contents.items()}
     return CustomData(names, _class_names(contents["train"]), instances, notes)
 
 
-def _read(split: Split) -> dict:
+def _read(split: Split, changes: Changes) -> dict:
     """The checked content of a split's file."""
-    content = read_coco_json(split.json_file, needs_annotations=split.name != "test")
+    content = read_coco_json(
+        split.json_file, needs_annotations=split.name != "test", changes=changes
+    )
+    content = resolve_file_names(content, split.image_root, changes, split.folder)
     check_image_files(content, split.json_file, split.image_root)
     return content
 
 
-def _cleaned(content: dict, split: Split, notes: list[str]) -> dict:
-    cleaned = clean_annotations(content, split.json_file)
-    if cleaned.summary():
-        notes.append(f"{split.json_file}: {cleaned.summary()}")
-    return content | {"annotations": cleaned.annotations}
+def _cleaned(content: dict, split: Split, changes: Changes, crowds_are_instances: bool) -> dict:
+    if crowds_are_instances:
+        content = instances_of_crowds(content, changes)
+    return content | {
+        "annotations": clean_annotations(content, split.json_file, changes),
+        "categories": distinct_names(content["categories"], changes),
+    }
 
 
-def _drop_placeholder(contents: Mapping[str, dict], notes: list[str]) -> None:
-    """Take Roboflow's first category away, which only names the group of the others."""
-    used = {a["category_id"] for content in contents.values() for a in content["annotations"]}
-    dropped = {}
-    for content in contents.values():
-        categories = content["categories"]
-        for candidate in [c for c in categories if c["id"] not in used]:
-            others = [c for c in categories if c is not candidate]
-            if others and all(c.get("supercategory") == candidate["name"] for c in others):
-                content["categories"] = others
-                dropped[candidate["id"]] = candidate["name"]
-    notes += [
-        f"category {number} '{name}' has no instances and is the group of all others, as in "
-        "Roboflow's exports: it is not taken for a class"
-        for number, name in dropped.items()
-    ]
+def _notes(content: dict, split: Split) -> Iterator[str]:
+    """What is odd in a file but can be used as it is."""
+    if sentence := suspicious_crowds(content["annotations"], content["categories"]):
+        yield f"{split.json_file}: {sentence}"
+    if sentence := polygons_through_centres(content["annotations"]):
+        yield f"{split.json_file}: {sentence}"
+    names = Counter(image["file_name"] for image in content["images"])
+    if twice := [name for name, count in names.items() if count > 1]:
+        yield f"{split.json_file}: {len(twice)} images are listed more than once: {listed(twice)}"
+
+
+def _shared_images(contents: Mapping[str, dict], files: Mapping[str, Split]) -> Iterator[str]:
+    """Of images that are in two splits."""
+    owners = defaultdict(list)
+    for name, content in contents.items():
+        root = os.path.realpath(files[name].image_root)
+        for file_name in {image["file_name"] for image in content["images"]}:
+            owners[os.path.normpath(os.path.join(root, file_name))].append(name)
+    if shared := sorted(path for path, names in owners.items() if len(names) > 1):
+        names = sorted({name for path in shared for name in owners[path]})
+        yield (
+            f"{len(shared)} images are in more than one split ({', '.join(names)}), which makes "
+            f"AP too good: {listed(shared)}: keep each in one"
+        )
 
 
 def _compare_categories(files: Mapping[str, Split], contents: Mapping[str, dict]) -> None:
@@ -155,7 +186,8 @@ def _split(contents: dict[str, dict], source: str, json_file: Path, notes: list[
         if has_instances and len(kind) < 2:
             raise DatasetError(
                 f"{json_file}: has no validation split, and {len(kind)} images with instances are "
-                "too few to make one: annotate more, or give the same images for both"
+                "too few to make one"
+                f"{crowds_instead(content) or ': annotate more, or give the same images for both'}"
             )
         count = max(round(_VALIDATION_SHARE * len(kind)), int(has_instances))
         chosen |= {image["id"] for group in kind[:count] for image in group}
@@ -188,6 +220,7 @@ def _check_instances(
         if not any(_counts(contents[name])):
             raise DatasetError(
                 f"{files[name].json_file}: has no annotation to {purpose} (crowds do not count)"
+                f"{crowds_instead(contents[name])}"
             )
     instances = [a for a in contents["train"]["annotations"] if not a["iscrowd"]]
     trained = {annotation["category_id"] for annotation in instances}
@@ -209,7 +242,7 @@ def _register(
     path: Path,
     contents: Mapping[str, dict],
     files: Mapping[str, Split],
-    unchanged: Sequence[str],
+    unchanged: Collection[str],
 ) -> dict[str, str]:
     """Names in the catalogs; what is not as in its file is written to a copy."""
     path = path.expanduser().resolve()

@@ -4,7 +4,6 @@ Nothing is registered or checked here: that is done by what reads the files.
 """
 
 import functools
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from isda.data.errors import DatasetError
+from isda.data.file_names import base_names, images_by_name
+from isda.data.json_files import load_json
+from isda.data.walking import IMAGE_SUFFIXES, is_hidden
 from isda.wording import listed
 
 __all__ = ["Split", "annotation_format", "find_dataset"]
@@ -26,7 +28,6 @@ _NAMES = {
 _OTHER_TASKS = {"captions", "keypoints", "panoptic", "stuff", "unlabeled"}
 _ANNOTATION_FOLDERS = ("annotations", "annotation")
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages", "data")
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _PEEKED = 20  # files whose content is looked at where the name does not tell what they are
 _SAMPLED = 50  # images that are looked for to find the folder which they are in
 _LISTED = 6
@@ -44,6 +45,9 @@ class Split(NamedTuple):
     name: str  # "train", "val" or "test"; "all" where there are no splits
     json_file: Path
     image_root: Path  # what the file names in the annotations are relative to
+    # Of the whole data set, below which images are looked for that are not where the annotations
+    # say; None: below the image_root.
+    folder: Path | None = None
 
 
 def find_dataset(path: str | os.PathLike) -> list[Split]:
@@ -66,18 +70,20 @@ def find_dataset(path: str | os.PathLike) -> list[Split]:
     """
     path = Path(path).expanduser()
     if not path.exists():
+        if path.is_symlink():
+            raise DatasetError(f"{path}: is a link that leads nowhere: correct it")
         raise DatasetError(
             f"{path}: no such file or folder: give the folder of your data set, or its annotation "
             "file in COCO's format"
         )
-    if path.is_file():
+    if not path.is_dir():
         return [_split_of_file(path)]
     files = _annotation_files(path)
     if "train" not in files:
         files = {"all": _only_file(path, files)}
     for file in files.values():
         _refuse_other_formats(file)
-    return [Split(name, file, _image_root(file, path, name)) for name, file in files.items()]
+    return [Split(name, file, _image_root(file, path, name), path) for name, file in files.items()]
 
 
 def annotation_format(json_file: str | os.PathLike) -> str:
@@ -89,15 +95,15 @@ def annotation_format(json_file: str | os.PathLike) -> str:
 
 
 def _version(file: Path) -> tuple[Path, int]:
-    return file, file.stat().st_mtime_ns
+    return file, file.stat().st_mtime_ns if file.is_file() else 0
 
 
 @functools.lru_cache(maxsize=64)
 def _look_into(file: Path, changed: int) -> tuple[str, tuple[str, ...]]:
     """Format and names of the images; large files take long, so each is read once."""
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError:  # JSON or its encoding
+        content, _ = load_json(file)
+    except DatasetError:  # those who read the file say what is wrong with it
         return "broken", ()
     kind = _format(content)
     images = content["images"] if kind == "coco" else ()
@@ -121,14 +127,14 @@ def _format(content: object) -> str:
 
 
 def _split_of_file(path: Path) -> Split:
-    if path.suffix.lower() != ".json":
+    if path.suffix.lower() != ".json" or not path.is_file():
         remedy = "unpack it and give the folder" if path.suffix in (".zip", ".tar", ".gz") else ""
         raise DatasetError(
             f"{path}: is neither a folder nor a .json file: "
             + (remedy or "give the folder of your data set, or its annotation file")
         )
     _refuse_other_formats(path)
-    return Split("all", path, _image_root(path, path.parent, "all"))
+    return Split("all", path, _image_root(path, path.parent, "all"), _dataset_folder(path.parent))
 
 
 def _annotation_files(folder: Path) -> dict[str, Path]:
@@ -163,6 +169,7 @@ def _json_files(folder: Path) -> list[Path]:
     for place in [f for f in inner if _split_word(f.name)]:
         places += [place, place / "annotations"]
     files = [file for place in places if place.is_dir() for file in place.glob("*.json")]
+    files = [file for file in files if file.is_file() and not is_hidden(file.name)]
     return sorted(file for file in files if not _OTHER_TASKS & _words(file.stem))
 
 
@@ -258,7 +265,16 @@ def _image_root(json_file: Path, folder: Path, split: str) -> Path:
     best = max(places, key=found.get)
     if found[best]:
         return best
+    of_dataset = _dataset_folder(folder)
+    known = images_by_name(of_dataset)
+    if any(len(known.get(base, ())) == 1 for name in sample for base in base_names(name)):
+        return of_dataset  # below which those who read the file find them
     raise DatasetError(_no_images(json_file, sample, places))
+
+
+def _dataset_folder(folder: Path) -> Path:
+    """The folder of a data set that has its annotations in ``folder``."""
+    return folder.parent if folder.name.lower() in _ANNOTATION_FOLDERS else folder
 
 
 def _image_places(json_file: Path, folder: Path, split: str) -> list[Path]:
@@ -266,7 +282,7 @@ def _image_places(json_file: Path, folder: Path, split: str) -> list[Path]:
     stem = json_file.stem.lower()
     names = [stem.removeprefix("instances_"), stem]
     roots = [json_file.parent, folder]
-    roots += [folder.parent] * (folder.name.lower() in _ANNOTATION_FOLDERS)
+    roots.append(_dataset_folder(folder))
     places = [json_file.parent]
     for root in dict.fromkeys(roots):
         images = [root / name for name in _IMAGE_FOLDERS]
@@ -283,7 +299,9 @@ def _folders_of(split: str, base: Path) -> list[Path]:
 
 
 def _folders(base: Path) -> list[Path]:
-    return sorted(f for f in base.iterdir() if f.is_dir()) if base.is_dir() else []
+    if not base.is_dir():
+        return []
+    return sorted(f for f in base.iterdir() if f.is_dir() and not is_hidden(f.name))
 
 
 def _no_images(json_file: Path, names: Sequence[str], places: list[Path]) -> str:
@@ -305,7 +323,7 @@ def _contents(folder: Path) -> str:
     entries = sorted(folder.iterdir())
     folders = [f"{entry.name}/" for entry in entries if entry.is_dir()]
     files = [entry.name for entry in entries if entry.is_file()]
-    images = [name for name in files if Path(name).suffix.lower() in _SUFFIXES]
+    images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     others = [name for name in files if name not in images]
     parts = [f"{len(images)} images"] * bool(images) + folders + others
     return listed(parts, _LISTED) if parts else "an empty folder"

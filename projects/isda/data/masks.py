@@ -18,6 +18,7 @@ __all__ = [
     "compressed_rle",
     "draw_columns",
     "parse_segmentation",
+    "usable_rle",
 ]
 
 # Vertices farther than this many image sides outside are no annotation, and pycocotools, which
@@ -144,6 +145,28 @@ def compressed_rle(segmentation: list | dict, image_size: tuple[int, int]) -> di
         return segmentation
     rles = mask_util.frPyObjects(segmentation, *image_size)
     return mask_util.merge(rles) if isinstance(rles, list) else rles
+
+
+def usable_rle(segmentation: object, image_size: tuple[int, int]) -> dict:
+    """The mask of a segmentation that can be trained on: it has at least one pixel.
+
+    Args:
+        segmentation, image_size: as of :func:`parse_segmentation`.
+
+    Returns:
+        A compressed RLE.
+
+    Raises:
+        UnusableSegmentationError, ValueError: as :func:`parse_segmentation`, and if the polygons
+            lie between the centres of pixels.
+    """
+    parsed = parse_segmentation(segmentation, image_size)
+    if not isinstance(parsed, list):
+        return compressed_rle(segmentation, image_size)
+    rle = compressed_rle([points.reshape(-1).tolist() for points in parsed], image_size)
+    if mask_util.area(rle) == 0:
+        raise UnusableSegmentationError("smaller than a pixel")
+    return rle
 
 
 def draw_columns(runs: np.ndarray, height: int, x0: int, x1: int) -> np.ndarray:

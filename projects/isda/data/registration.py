@@ -11,9 +11,12 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
 from isda import strict_json
-from isda.data.checks import clean_annotations
+from isda.data.changes import Changes
+from isda.data.classes import distinct_names
+from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.errors import DatasetError
+from isda.data.file_names import resolve_file_names
 from isda.files import write_text
 
 __all__ = [
@@ -104,16 +107,18 @@ def _checked_file(json_file: str, image_root: str) -> str:
     is_local = os.path.isfile(json_file)
     key = (json_file, image_root, os.stat(json_file).st_mtime_ns if is_local else 0)
     if key not in _CHECKED:
-        content = read_coco_json(json_file)
+        changes = Changes()
+        content = read_coco_json(json_file, changes=changes)
+        content = resolve_file_names(content, image_root, changes)
         check_image_files(content, json_file, image_root)
-        cleaned = clean_annotations(content, json_file)
+        annotations = clean_annotations(content, json_file, changes)
+        categories = distinct_names(content["categories"], changes)
         _CHECKED[key] = json_file
-        if cleaned.summary():
-            logger.warning(f"{json_file}: {cleaned.summary()}")
-        # Names with an escape are not as in the file, and Detectron2 reads them there.
-        has_escapes = any("\\" in str(category["name"]) for category in content["categories"])
-        if cleaned.summary() or has_escapes:
-            _CHECKED[key] = write_copy(content | {"annotations": cleaned.annotations}, json_file)
+        for line in changes.lines():
+            logger.warning(f"{json_file}: {line}")
+        if changes:
+            content |= {"annotations": annotations, "categories": categories}
+            _CHECKED[key] = write_copy(content, json_file)
     return _CHECKED[key]
 
 

@@ -5,7 +5,13 @@ import os
 
 from isda.model_zoo.catalog import ModelZooError, find_config_file
 
-__all__ = ["add_run_arguments", "add_training_arguments", "argument_parser", "config_file"]
+__all__ = [
+    "add_crowds_argument",
+    "add_run_arguments",
+    "add_training_arguments",
+    "argument_parser",
+    "config_file",
+]
 
 
 def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
@@ -23,6 +29,15 @@ def config_file(text: str) -> str:
         return find_config_file(text)
     except ModelZooError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_crowds_argument(parser: argparse.ArgumentParser) -> None:
+    """``--crowds-are-instances``, for data whose tool sets ``iscrowd`` for every RLE."""
+    parser.add_argument(
+        "--crowds-are-instances",
+        action="store_true",
+        help="take annotations with iscrowd 1 as instances (of CVAT, Datumaro, supervision)",
+    )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +63,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="your own data in COCO's format: a folder as of COCO or Roboflow, or a JSON file",
     )
+    add_crowds_argument(parser)
     add(
         "--resume",
         action="store_true",

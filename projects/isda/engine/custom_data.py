@@ -38,7 +38,7 @@ def use_custom_data(
     Raises:
         DatasetError: the data set cannot be used, or the model has too few queries for it.
     """
-    path = path or cfg.DATASETS.PATH
+    path, crowds_are_instances = path or cfg.DATASETS.PATH, cfg.DATASETS.CROWDS_ARE_INSTANCES
     if not path:
         return []
     if str(path) in DatasetCatalog and not Path(path).exists():
@@ -46,7 +46,7 @@ def use_custom_data(
             f"{path}: is no folder but a data set that is registered already: name it by "
             f"DATASETS.TRAIN \"('{path}',)\" instead of --dataset"
         )
-    data = register_folder(path)
+    data = register_folder(path, crowds_are_instances)
     datasets, own = cfg.DATASETS, set(data.names.values())
     datasets.PATH = str(Path(path).expanduser().absolute())
     for key, split in (("TRAIN", "train"), ("TEST", "val")):

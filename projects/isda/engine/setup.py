@@ -21,7 +21,6 @@ from isda import add_config
 from isda.console import unguarded
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
-from isda.data.images import INTENSITY_RULES, check_intensity
 from isda.engine.architectures import (
     check_node,
     check_trainable,
@@ -100,6 +99,8 @@ def configured(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     """
     cfg = load_config(args.config_file, args.opts)
     path = getattr(args, "dataset", None) or ""
+    if getattr(args, "crowds_are_instances", False):
+        cfg.DATASETS.CROWDS_ARE_INSTANCES = True
     return cfg, use_custom_data(cfg, path, (args.opts or [])[::2], is_training=not args.eval_only)
 
 
@@ -345,10 +346,6 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
 # Detectron2 scales no image where the shorter side is to have 0 pixels.
 REQUIREMENTS = {
     "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
-    "INPUT.INTENSITY": (check_intensity, INTENSITY_RULES),
-    "INPUT.PAGE": at_least(-1),
-    "INPUT.CHANNEL": at_least(-1),
-    "INPUT.MAX_PIXELS": at_least(1),
     "INPUT.MIN_SIZE_TRAIN": (
         lambda sizes: len(sizes) > 0 and all(size >= 0 for size in sizes),
         "one or more sizes in pixels, each at least 0",

@@ -13,10 +13,10 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from isda import add_isda_config  # noqa: F401  (registers the embedded data sets)
-from isda.data.checks import clean_annotations
+from isda.data.changes import Changes
+from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
-from isda.data.images import ImageOptions
 from isda.engine.environment import read_environment
 from isda.engine.evaluation import PREDICTIONS
 from isda.engine.hooks import BEST_PREFIX
@@ -138,11 +138,6 @@ class Training:
         recorded = [source["name"] for source in self.environment.get("data", {}).get(use, [])]
         return recorded or list(self.config.get(f"DATASETS.{use.upper()}", []))
 
-    @property
-    def image_options(self) -> ImageOptions:
-        """How its images were read."""
-        return ImageOptions.of_keys(self.config)
-
     def metric(self, key: str, test_set: str | None = None) -> list[tuple[int, float]]:
         """Iterations and finite values, such as of "segm/AP" on a test set, or of "lr"."""
         if test_set is not None and len(self.names("test")) > 1:
@@ -159,7 +154,7 @@ class Training:
         if name not in self._data:
             json_file, image_root = self._files(name)
             content = read_coco_json(json_file, needs_annotations=False)
-            cleaned = clean_annotations(content, json_file).annotations
+            cleaned = clean_annotations(content, json_file, Changes())
             self._data[name] = DataSet(name, {**content, "annotations": cleaned}, Path(image_root))
         return self._data[name]
 

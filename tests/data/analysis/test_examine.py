@@ -6,12 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-import tifffile
 from examples_of_datasets import SIZE, annotation, box, content, write
 from PIL import Image
 
 from isda.data.analysis import ERROR, NOTE, WARNING, examine, recommended_settings, summarise
-from isda.data.images import ImageOptions
 from isda.data.layouts import Split, find_dataset
 
 
@@ -58,7 +56,11 @@ RLE = {"size": [60, 40], "counts": [5, 2395]}
 # (what is done to the training annotations, level, split, what is said)
 FINDINGS = {
     "no list": (lambda c: c.pop("categories"), ERROR, "no list 'categories'"),
-    "no key": (lambda c: c["images"][3].pop("width"), ERROR, r"images\[3\] has no width"),
+    "no key": (
+        lambda c: c["images"][3].pop("width"),
+        ERROR,
+        r"images\[3\] \(id 4, '4.png'\) has no width",
+    ),
     "id of text": (lambda c: c["annotations"][0].update(id="a"), ERROR, "has the id 'a'"),
     "id of list": (lambda c: c["annotations"][0].update(id=[1]), ERROR, r"has the id \[1\]"),
     "id twice": (lambda c: c["annotations"][1].update(id=3), ERROR, "1 ids are there more than"),
@@ -107,6 +109,12 @@ FINDINGS = {
     "annotated twice": (
         lambda c: c["annotations"].append({**c["annotations"][0], "id": 999}),
         WARNING,
+        "1 annotation the same class and outline as another one of the image, which training "
+        "leaves out: annotation 999 of 1.png",
+    ),
+    "annotated nearly alike": (
+        lambda c: c["annotations"].append(annotation(999, 1, 1, box(10.3, 5, 8, 21))),
+        WARNING,
         r"1 object annotated twice .*one class.*: annotations 3 and 999 of 1.png",
     ),
     "annotated as two": (
@@ -122,7 +130,8 @@ FINDINGS = {
     "box of corners": (
         lambda c: [a.update(bbox=[45, 25, 55, 45]) for a in c["annotations"][:2]],
         WARNING,
-        r"2 annotations whose bbox is not \[x, y, width, height\] of the mask: 3 of 1.png, 4 of",
+        r"2 boxes that are not \[x, y, width, height\] of the mask, made anew from it: "
+        "annotation 3 of 1.png, annotation 4 of 1.png",
     ),
     "class not there": (
         lambda c: c["categories"].append({"id": 3, "name": "date"}),
@@ -132,7 +141,7 @@ FINDINGS = {
     "one name": (
         lambda c: c["categories"][1].update(name="fig"),
         WARNING,
-        "several categories have one name: fig",
+        r"2 categories share their name with another one, .* behind it: fig \(1\), fig \(2\)",
     ),
     "few": (
         lambda c: [c["images"].pop(), [c["annotations"].pop() for _ in range(2)]],
@@ -195,14 +204,9 @@ FILES = {
         "3.png: the image cannot be decoded",
     ),
     "another size": (
-        lambda f: Image.radial_gradient("L").resize((30, 40)).save(f / "train/3.png"),
+        lambda f: Image.new("RGB", (30, 40)).save(f / "train/3.png"),
         ERROR,
         "3.png: the image has 30x40 pixels .* its annotations are for 60x40",
-    ),
-    "all pixels equal": (
-        lambda f: Image.new("RGB", (60, 40)).save(f / "train/3.png"),
-        WARNING,
-        "1 image whose pixels are all equal, so that there is nothing to see: 3.png",
     ),
     "missing": (lambda f: (f / "train/3.png").unlink(), ERROR, "1 of the 10 images in .* missing"),
     "not listed": (
@@ -221,24 +225,6 @@ FILES = {
         "1 image in more than one split, which makes AP too good: 3.png",
     ),
 }
-
-
-def test_images_are_read_as_training_will_read_them(tmp_path):
-    """Of two pages one is named; the other is black."""
-    folder = write(tmp_path)
-    page = np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE)
-    tifffile.imwrite(folder / "train/3.png", np.stack([page, 0 * page]), photometric="minisblack")
-    (finding,) = analysis_of(folder).findings
-    assert finding.level == ERROR and "3.png: has 2 pages" in finding.text
-    others = [f for f in (folder / "train").iterdir() if f.name != "3.png"]
-    for file in [*others, *(folder / "val").iterdir()]:
-        tifffile.imwrite(file, np.stack([page, page]), photometric="minisblack")
-    texts = {
-        number: [f.text for f in analysis_of(folder, options=ImageOptions(page=number)).findings]
-        for number in range(2)
-    }
-    assert not any("nothing to see" in text for text in texts[0])
-    assert any("1 image whose pixels are all equal" in text for text in texts[1])
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -320,7 +306,7 @@ def split_with(instances, size=(600, 800), side=40):
         {"id": i, "file_name": f"{i}.png", "height": size[0], "width": size[1]} for i in (1, 2)
     ]
     annotations = [
-        annotation(i + 1, 1, 1, box((i * side) % (size[1] - side), 5, side, side))
+        annotation(i + 1, 1, 1, box((i * side) % (size[1] - side), 5 + i, side, side))
         for i in range(instances)
     ]
     return {

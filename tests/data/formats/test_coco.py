@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from examples_of_formats import SIZE, SQUARE, drawn, labelme, photo, shape
 
-from isda.data.checks import clean_annotations
+from isda.data.changes import Changes
+from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
 from isda.data.formats import (
@@ -87,7 +88,8 @@ def test_what_is_written_is_found_and_free_of_faults(tmp_path):
     splits = {split.name: split for split in find_dataset(tmp_path / "out")}
     assert list(splits) == ["train", "val"]
     content = read_coco_json(splits["train"].json_file)
-    assert clean_annotations(content, "").summary() == ""
+    changes = Changes()
+    assert clean_annotations(content, "", changes) == content["annotations"] and not changes
     assert content["categories"] == [{"id": 1, "name": "b"}, {"id": 2, "name": "a"}]
     assert [image["file_name"] for image in content["images"]] == ["b.png", "sub/a.jpg"]
     assert (splits["train"].image_root / "sub/a.jpg").read_bytes() == source.read_bytes()

@@ -92,7 +92,7 @@ def test_a_hole_is_warned_of(tmp_path):
 
 UNUSABLE = {
     "no label": (shape(label=""), "without a label"),
-    "label of number": (shape(label=5), "without a label"),
+    "label of list": (shape(label=[5]), "without a label"),
     "background": (shape(label="_background_"), "labelled _background_"),
     "ignored": (shape(label=" __ignore__ "), "labelled __ignore__"),
     "line": (shape(kind="line", points=[[1, 1], [9, 9]]), "of type line, which has no area"),
@@ -106,7 +106,7 @@ UNUSABLE = {
     "group": (shape(group_id=[1]), "malformed"),
     "no object": ("nut", "malformed"),
     "one line": (shape(points=[[5, 5], [20, 5], [9, 5]]), "of zero area"),
-    "sliver": (shape(points=[[5, 5.1], [9, 5.1], [9, 5.2], [5, 5.2]]), "of zero area"),
+    "sliver": (shape(points=[[5, 5.1], [9, 5.1], [9, 5.2], [5, 5.2]]), "smaller than a pixel"),
     "flat box": (shape(kind="rectangle", points=[[5, 5], [20, 5]]), "of zero area"),
     "no radius": (shape(kind="circle", points=[[5, 5], [5, 5]]), "of zero area"),
     "outside": (shape(points=[[99, 9], [120, 9], [120, 30]]), "outside the image"),
@@ -117,7 +117,7 @@ UNUSABLE = {
     ),
     "mask of another size": (
         shape(kind="mask", points=[[1, 1], [9, 9]], mask=png(np.ones((2, 3), bool))),
-        "with a mask of another size than its corners say",
+        "with a mask that is smaller than its corners say",
     ),
     "no mask": (shape(kind="mask", points=[[1, 1], [9, 9]]), "malformed"),
     "mask of text": (shape(kind="mask", points=[[1, 1], [9, 9]], mask="(§)"), "malformed"),
@@ -257,3 +257,40 @@ def test_an_embedded_image_of_another_size(tmp_path):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(DatasetError, match="has no JSON files: name the folder that labelme"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("corners", "first_pixel", "drawn_size"),
+    [
+        ([[10, 5], [12, 6]], (10, 5), (2, 3)),
+        ([[10.5, 5.5], [12.5, 6.5]], (10, 6), (2, 3)),  # NumPy rounds halves to even numbers
+        ([[9.5, 4.5], [11.5, 5.5]], (10, 4), (2, 3)),
+        ([[10.3, 5.4], [12.7, 6.6]], (10, 5), (2, 3)),  # the corners round to 4x3 pixels
+        ([[-1.4, -0.6], [0.6, 0.4]], (-1, -1), (2, 3)),
+        ([[10, 5], [11, 5]], (10, 5), (1, 2)),  # whole corners crop
+    ],
+)
+def test_a_mask_that_was_dragged(tmp_path, corners, first_pixel, drawn_size):
+    """As labelme 7.9.1 draws it: a bitmap of 2x3 pixels from the rounded first corner."""
+    bitmap = np.array([[1, 1, 0], [0, 1, 1]], bool)
+    instances, report = read_shapes(tmp_path, shape(kind="mask", points=corners, mask=png(bitmap)))
+    expected = np.zeros(SIZE, bool)
+    for row in range(drawn_size[0]):
+        for column in range(drawn_size[1]):
+            x, y = first_pixel[0] + column, first_pixel[1] + row
+            if x >= 0 and y >= 0:
+                expected[y, x] = bitmap[row, column]
+    assert report.skipped == []
+    assert (drawn(instances[0].segmentation) == expected).all()
+
+
+def test_a_label_that_is_a_number(tmp_path):
+    instances, _ = read_shapes(tmp_path, shape(7), shape("nut"))
+    assert [instance.label for instance in instances] == ["7", "nut"]
+
+
+def test_checkpoints_of_jupyter_are_no_annotations(tmp_path):
+    labelme(tmp_path / "a.json", [shape()])
+    labelme(tmp_path / ".ipynb_checkpoints" / "a-checkpoint.json", [shape()])
+    (image,) = read_labelme(tmp_path, Report(), unannotated_are_empty=True)
+    assert image.name == "a.jpg"

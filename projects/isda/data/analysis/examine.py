@@ -1,34 +1,36 @@
 """Going through a data set: everything that is wrong, and the measures of what is there."""
 
+import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-import pycocotools.mask as mask_util
 
 from isda.data.analysis.files import equal_files, read_all, stray_images
 from isda.data.analysis.findings import ERROR, NOTE, WARNING, Finding
 from isda.data.analysis.geometry import Geometry, measure
-from isda.data.checks import is_box, unusable_reason
+from isda.data.changes import Changes
+from isda.data.classes import distinct_names, drop_placeholders
+from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import (
     check_image_files,
     find_missing_images,
     find_problems,
     read_coco_json,
 )
+from isda.data.crowds import crowds_instead, instances_of_crowds, suspicious_crowds
 from isda.data.errors import DatasetError
-from isda.data.images import DEFAULT_OPTIONS, ImageOptions
+from isda.data.file_names import resolve_file_names
 from isda.data.layouts import Split
 from isda.data.masks import compressed_rle
+from isda.data.pixel_centres import polygons_through_centres
 from isda.wording import listed, plural
 
 __all__ = ["ImageRecord", "SplitAnalysis", "Analysis", "examine"]
 
 _TINY = 4  # pixels along the shorter side of a box: nothing smaller survives a stride of 4
 _FEW_IMAGES = 10
-_BOX_IOU = 0.5  # of a stated box with that of its mask, below which it is another box
 
 
 @dataclass
@@ -68,7 +70,6 @@ class Analysis:
 
     splits: list[SplitAnalysis] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    image_options: ImageOptions = field(default_factory=ImageOptions)  # how images are read
 
     @property
     def will_train(self) -> bool:
@@ -80,62 +81,139 @@ def examine(
     splits: Sequence[Split],
     *,
     reads_images: bool = True,
+    crowds_are_instances: bool = False,
     advance: Callable[[], None] = lambda: None,
-    options: ImageOptions = DEFAULT_OPTIONS,
 ) -> Analysis:
     """Checks annotations and images of all splits, and measures the instances.
 
     Args:
         splits: as :func:`isda.data.layouts.find_dataset` returns them.
         reads_images: whether every image is decoded; else only their presence is checked.
+        crowds_are_instances: whether ``iscrowd`` is ignored, which some tools set for every RLE.
         advance: called after each image that was decoded.
-        options: how training will read the images.
     """
-    analysis = Analysis(image_options=options)
+    analysis = Analysis()
+    parts = []
     for split in splits:
+        changes = Changes()
         try:
-            content = read_coco_json(split.json_file, split.name != "test", is_checked=False)
+            content = read_coco_json(
+                split.json_file, split.name != "test", is_checked=False, changes=changes
+            )
         except DatasetError as error:
             analysis.findings.append(Finding(ERROR, str(error), split.name))
             continue
-        _examine_split(split, content, analysis)
-        if reads_images:
-            analysis.findings += _of_pixels(
-                analysis.splits[-1], _sound(content)[0], advance, options
-            )
+        problems = list(find_problems(content, split.json_file))
+        analysis.findings += [Finding(ERROR, problem, split.name) for problem in problems]
+        parts.append(_Part(split, _sound(content), changes, not problems))
+    drop_placeholders([part.content for part in parts])
+    for part in parts:
+        if crowds_are_instances:
+            part.content = instances_of_crowds(part.content, part.changes)
+        _examine_part(part, analysis, reads_images, advance)
+    in_order = {part.split.name for part in parts if part.is_in_order}
     analysis.findings += [
-        *_of_classes(analysis.splits),
+        *_of_classes([split for split in analysis.splits if split.name in in_order]),
         *_of_equal_files(analysis.splits),
-        *_of_stray_images(analysis.splits),
     ]
+    if len(in_order) == len(splits):
+        analysis.findings += _of_stray_images(analysis.splits)
     if "val" not in {split.name for split in splits}:
         text = "there is no validation split, so training evaluates a fifth of the images instead"
         analysis.findings.append(Finding(NOTE, text))
     return analysis
 
 
-def _examine_split(split: Split, content: dict, analysis: Analysis) -> None:
-    problems = find_problems(content, split.json_file)
-    analysis.findings += [Finding(ERROR, problem, split.name) for problem in problems]
-    images, annotations, categories = _sound(content)
+@dataclass
+class _Part:
+    """A split on its way, as far as its records and references are in order."""
+
+    split: Split
+    content: dict
+    changes: Changes
+    is_in_order: bool  # all of its records are
+
+
+def _examine_part(
+    part: _Part, analysis: Analysis, reads_images: bool, advance: Callable[[], None]
+) -> None:
+    split, changes = part.split, part.changes
+    content = resolve_file_names(part.content, split.image_root, changes, split.folder)
     try:
-        check_image_files({"images": images}, split.json_file, split.image_root)
+        check_image_files(content, split.json_file, split.image_root)
     except DatasetError as error:
         analysis.findings.append(Finding(ERROR, str(error), split.name))
-    usable = _usable(images, annotations, split, analysis.findings)
-    records = [_record(image, usable[image["id"]], categories) for image in images]
-    split_analysis = SplitAnalysis(
-        split.name, split.json_file, split.image_root, categories, records
-    )
-    analysis.splits.append(split_analysis)
+    errors: dict[str, str] = {}
+    annotations = clean_annotations(content, split.json_file, changes, errors.setdefault)
+    content["categories"] = distinct_names(content["categories"], changes)
+    categories = content["categories"]
+    by_image = defaultdict(list)
+    for annotation in annotations:
+        by_image[annotation["image_id"]].append(annotation)
+    records = [_record(image, by_image[image["id"]], categories) for image in content["images"]]
+    examined = SplitAnalysis(split.name, split.json_file, split.image_root, categories, records)
+    analysis.splits.append(examined)
     analysis.findings += [
-        *_of_entries(split_analysis),
-        *_of_instances(split_analysis),
-        *_of_stated_boxes(split_analysis),
+        *_together(errors, split.name),
+        *_of_changes(changes, split.name),
+        *_of_annotations(annotations, content, split, part.is_in_order and not errors),
+        *_of_entries(examined, part.is_in_order),
+        *_of_instances(examined),
     ]
+    if reads_images:
+        missing = set(find_missing_images(content, split.image_root))
+        present = [image for image in content["images"] if image["file_name"] not in missing]
+        analysis.findings += _of_pixels(examined, present, advance)
 
 
-def _sound(content: dict) -> tuple[list[dict], list[dict], list[dict]]:
+def _together(errors: Mapping[str, str], split: str) -> Iterator[Finding]:
+    """An error for each kind of message, with the first one and the number of the others.
+
+    Args:
+        errors: the image of each message.
+    """
+    kinds = defaultdict(list)
+    for message, file in errors.items():
+        before, _, text = message.partition(f"{file}: ")
+        # What a message says of its own image begins with a number, or stands in brackets.
+        kinds[re.split(r"[\d(]", text or before)[0]].append(message)
+    for messages in kinds.values():
+        more = f" ({len(messages) - 1} more likewise)" if len(messages) > 1 else ""
+        files = tuple(errors[message] for message in messages)
+        yield Finding(ERROR, f"{messages[0]}{more}", split, files)
+
+
+def _of_changes(changes: Changes, split: str) -> Iterator[Finding]:
+    """What training leaves out, and what it puts in the place of other values."""
+    for reason, culprits in changes.left_out.items():
+        text = (
+            f"{plural(len(culprits), 'annotation')} {reason}, which training leaves out: "
+            f"{listed(culprits.places)}"
+        )
+        yield Finding(WARNING, text, split, tuple(dict.fromkeys(culprits.files)))
+    for what, culprits in changes.mended.items():
+        text = f"{len(culprits):,} {what}: {listed(culprits.places)}"
+        level = NOTE if culprits.is_note else WARNING
+        yield Finding(level, text, split, tuple(dict.fromkeys(filter(None, culprits.files))))
+
+
+def _of_annotations(
+    annotations: Sequence[dict], content: dict, split: Split, is_in_order: bool
+) -> Iterator[Finding]:
+    """Of what makes all annotations of a file doubtful."""
+    if is_in_order and split.name != "test" and all(a["iscrowd"] for a in annotations):
+        text = (
+            f"{split.json_file}: has no annotation that can be used (crowds do not count)"
+            f"{crowds_instead(content | {'annotations': annotations})}"
+        )
+        yield Finding(ERROR, text, split.name)
+    elif sentence := suspicious_crowds(annotations, content["categories"]):
+        yield Finding(WARNING, sentence, split.name)
+    if sentence := polygons_through_centres(annotations):
+        yield Finding(WARNING, sentence, split.name)
+
+
+def _sound(content: dict) -> dict:
     """Images, annotations and categories (by id) whose records and references are in order."""
     images = [
         image
@@ -154,7 +232,8 @@ def _sound(content: dict) -> tuple[list[dict], list[dict], list[dict]]:
         and a["image_id"] in known
         and a["category_id"] in classes
     ]
-    return images, annotations, sorted(categories, key=lambda c: (str(type(c["id"])), c["id"]))
+    categories.sort(key=lambda c: (str(type(c["id"])), c["id"]))
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _records(content: dict, section: str, *keys: str) -> list[dict]:
@@ -172,46 +251,13 @@ def _is_id(value: object) -> bool:
     return type(value) in (int, str)
 
 
-def _usable(
-    images: list[dict], annotations: list[dict], split: Split, findings: list[Finding]
-) -> dict[int | str, list[dict]]:
-    """Annotations by image id that something can be learnt from; the others become findings."""
-    by_id = {image["id"]: image for image in images}
-    usable, useless = defaultdict(list), defaultdict(list)
-    for annotation in annotations:
-        image = by_id[annotation["image_id"]]
-        where = f"annotation {annotation['id']} of {image['file_name']}"
-        try:
-            reason = unusable_reason(annotation, image)
-        except ValueError as error:
-            text = f"{split.json_file}: {where}: {error}"
-            findings.append(Finding(ERROR, text, split.name, (image["file_name"],)))
-            continue
-        if reason:
-            useless[reason].append((where, image["file_name"]))
-        else:
-            usable[annotation["image_id"]].append(annotation)
-    for reason, members in useless.items():
-        text = (
-            f"{plural(len(members), 'annotation')} {reason}, which training leaves out: "
-            f"{listed([where for where, _ in members])}"
-        )
-        findings.append(Finding(WARNING, text, split.name, _names(members)))
-    if split.name != "test" and not any(
-        not a.get("iscrowd", 0) for of_image in usable.values() for a in of_image
-    ):
-        text = f"{split.json_file}: has no annotation that can be used (crowds do not count)"
-        findings.append(Finding(ERROR, text, split.name))
-    return usable
-
-
 def _names(members: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, name in members))
 
 
 def _record(image: dict, annotations: list[dict], categories: list[dict]) -> ImageRecord:
     size = image["height"], image["width"]
-    instances = [_without_short_parts(a) for a in annotations if not a.get("iscrowd", 0)]
+    instances = [annotation for annotation in annotations if not annotation["iscrowd"]]
     rles = [compressed_rle(a["segmentation"], size) for a in instances]
     numbers = {category["id"]: index for index, category in enumerate(categories)}
     geometry = measure(rles, [numbers[a["category_id"]] for a in instances], size)
@@ -219,16 +265,8 @@ def _record(image: dict, annotations: list[dict], categories: list[dict]) -> Ima
     return ImageRecord(image["file_name"], size, instances, num_crowds, geometry)
 
 
-def _without_short_parts(annotation: dict) -> dict:
-    """pycocotools takes a part of four numbers for a box."""
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, dict):
-        return annotation
-    return annotation | {"segmentation": [part for part in segmentation if len(part) >= 6]}
-
-
-def _of_entries(split: SplitAnalysis) -> Iterator[Finding]:
-    """Of images that are listed twice or without instances."""
+def _of_entries(split: SplitAnalysis, is_in_order: bool) -> Iterator[Finding]:
+    """Of images that are listed twice or without instances, and, if all can be used, too few."""
     counts = Counter(image.file_name for image in split.images)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
@@ -238,7 +276,7 @@ def _of_entries(split: SplitAnalysis) -> Iterator[Finding]:
     if empty:
         text = f"{plural(len(empty), 'image')} without instances: {listed(empty)}"
         yield Finding(NOTE, text, split.name, tuple(empty))
-    if split.name == "train" and len(split.images) < _FEW_IMAGES:
+    if is_in_order and split.name == "train" and len(split.images) < _FEW_IMAGES:
         text = f"only {plural(len(split.images), 'image')} to train on"
         yield Finding(WARNING, text, split.name)
 
@@ -267,51 +305,17 @@ def _of_instances(split: SplitAnalysis) -> Iterator[Finding]:
             yield Finding(WARNING, text, split.name, _names(members))
 
 
-def _of_stated_boxes(split: SplitAnalysis) -> Iterator[Finding]:
-    """Of boxes that are not those of their masks, as when axes or corners were confused."""
-    wrong = []
-    for image in split.images:
-        for annotation, box in zip(image.annotations, image.geometry.boxes):
-            stated = annotation.get("bbox")
-            if is_box(stated) and _iou(stated, box) < _BOX_IOU:
-                wrong.append((f"{annotation['id']} of {image.file_name}", image.file_name))
-    if wrong:
-        text = (
-            f"{plural(len(wrong), 'annotation')} whose bbox is not [x, y, width, height] of the "
-            f"mask: {listed([where for where, _ in wrong])}; training uses the masks alone"
-        )
-        yield Finding(WARNING, text, split.name, _names(wrong))
-
-
-def _iou(first: Sequence[float], second: Sequence[float]) -> float:
-    boxes = np.array([first, second], dtype=np.float64)
-    return float(mask_util.iou(boxes[:1], boxes[1:], [0])[0, 0])
-
-
 def _of_pixels(
-    split: SplitAnalysis,
-    images: list[dict],
-    advance: Callable[[], None],
-    options: ImageOptions,
+    split: SplitAnalysis, images: list[dict], advance: Callable[[], None]
 ) -> Iterator[Finding]:
-    missing = set(find_missing_images({"images": images}, split.image_root))
-    present = [image for image in images if image["file_name"] not in missing]
-    broken, turned, constant = read_all(present, split.image_root, advance, options)
-    for name, problem in broken.items():
-        yield Finding(ERROR, problem, split.name, (name,))
+    broken, turned = read_all(images, split.image_root, advance)
+    yield from _together({problem: name for name, problem in broken.items()}, split.name)
     if turned:
         text = (
             f"{plural(len(turned), 'image')} turned by an EXIF tag, which is applied before "
             f"training: {listed(turned)}: make sure that the annotations are for the upright image"
         )
         yield Finding(NOTE, text, split.name, tuple(turned))
-    if constant:
-        text = (
-            f"{plural(len(constant), 'image')} whose pixels are all equal, so that there is "
-            f"nothing to see: {listed(constant)}: is it the page, the channel, the file that is "
-            "meant?"
-        )
-        yield Finding(WARNING, text, split.name, tuple(constant))
 
 
 def _of_classes(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:
@@ -319,9 +323,9 @@ def _of_classes(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:
     for split in splits:
         counts = split.class_counts()
         missing = [str(c["name"]) for c in split.categories if not counts[c["id"]]]
-        missing = [name for name in missing if not _is_placeholder(name, split.categories)]
         effect = {
             "train": "so they cannot be learnt",
+            "all": "so they cannot be learnt",
             "val": "so their AP is not measured",
         }.get(split.name, "which changes nothing but the number of classes")
         if missing and split.images:
@@ -334,16 +338,6 @@ def _of_classes(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:
                 "the classes from 0 in their order"
             )
             yield Finding(NOTE, text, split.name)
-        doubled = [name for name, n in Counter(split.class_names).items() if n > 1]
-        if doubled:
-            text = f"several categories have one name: {listed(doubled)}"
-            yield Finding(WARNING, text, split.name)
-
-
-def _is_placeholder(name: str, categories: Sequence[dict]) -> bool:
-    """Of Roboflow, which puts the group of all classes before them; training leaves it out."""
-    others = [category for category in categories if str(category["name"]) != name]
-    return bool(others) and all(category.get("supercategory") == name for category in others)
 
 
 def _of_equal_files(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:
@@ -351,7 +345,8 @@ def _of_equal_files(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:
     owners = defaultdict(set)
     for split in splits:
         for image in split.images:
-            owners[(split.image_root / image.file_name).resolve()].add(split.name)
+            path = os.path.realpath(split.image_root / image.file_name)
+            owners[Path(path)].add(split.name)
     shared = [path for path, names in owners.items() if len(names) > 1]
     groups = [[path] for path in shared] + equal_files(owners)
     leaks = [g for g in groups if len(set().union(*(owners[path] for path in g))) > 1]

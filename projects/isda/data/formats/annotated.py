@@ -11,25 +11,23 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image, ImageOps
 
-from isda.data.errors import DatasetError, ImageError
-from isda.data.images import check_image_size, first_plane
-from isda.data.masks import UnusableSegmentationError, compressed_rle, parse_segmentation
+from isda.data.errors import ImageError
+from isda.data.images import check_image_size, read_image
+from isda.data.json_files import load_json
+from isda.data.masks import UnusableSegmentationError, usable_rle
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "AnnotatedImage",
     "Embedded",
     "Instance",
     "Report",
     "UnusableShapeError",
     "encode",
-    "image_files",
     "merge",
+    "placed",
     "read_json",
     "read_size",
 ]
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 class UnusableShapeError(ValueError):
@@ -98,31 +96,8 @@ class Report:
 
 
 def read_json(path: Path) -> object:
-    """The content of a JSON file; a byte order mark, as Windows writes it, does not matter.
-
-    Raises:
-        DatasetError: it is not JSON, or not text.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}): "
-            "is the file whole? Save or export it again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{path}: not a text file in UTF-8 (byte {error.start}): save it as plain JSON"
-        ) from error
-
-
-def image_files(folder: Path) -> list[Path]:
-    """All images below a folder, sorted; hidden ones, as macOS leaves them, are not among them."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    """The content of a JSON file; raises as :func:`isda.data.json_files.load_json`."""
+    return load_json(path)[0]
 
 
 def read_size(
@@ -145,7 +120,7 @@ def read_size(
                 f"height), but imageWidth and imageHeight are {width} and {height}: correct them"
             )
         return size
-    pixels = first_plane(str(source))  # all are of one size; which is meant, training is told
+    pixels = read_image(str(source), "RGB")
     stated = {"height": height, "width": width}
     record = {"file_name": str(source)} | {k: v for k, v in stated.items() if v is not None}
     check_image_size(record, pixels)
@@ -171,6 +146,23 @@ def encode(mask: np.ndarray) -> dict:
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
+def placed(bitmap: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """``size`` bool with a bitmap in it, as far as it lies inside.
+
+    Args:
+        bitmap: ``(h, w)`` bool.
+        corner: (x, y) of its first pixel; may be outside.
+        size: (height, width).
+    """
+    whole = np.zeros(size, dtype=bool)
+    (left, top), (height, width) = corner, bitmap.shape
+    y0, x0 = max(top, 0), max(left, 0)
+    y1, x1 = min(top + height, size[0]), min(left + width, size[1])
+    if y1 > y0 and x1 > x0:
+        whole[y0:y1, x0:x1] = bitmap[y0 - top : y1 - top, x0 - left : x1 - left]
+    return whole
+
+
 def merge(parts: list[list[list[float]] | dict], size: tuple[int, int]) -> list | dict:
     """One COCO segmentation of the parts of an instance: polygons if all are, else RLE.
 
@@ -181,14 +173,13 @@ def merge(parts: list[list[list[float]] | dict], size: tuple[int, int]) -> list 
     Raises:
         UnusableShapeError: a part is malformed, of zero area, or outside the image.
     """
+    rles = []
     for part in parts:
         try:
-            parse_segmentation(part, size)
+            rles.append(usable_rle(part, size))
         except UnusableSegmentationError as error:
             raise UnusableShapeError(str(error)) from error
-        if mask_util.area(compressed_rle(part, size)) == 0:  # between the centres of pixels
-            raise UnusableShapeError("of zero area")
     if all(isinstance(part, list) for part in parts):
         return [polygon for part in parts for polygon in part]
-    rle = mask_util.merge([compressed_rle(part, size) for part in parts])
+    rle = mask_util.merge(rles)
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}

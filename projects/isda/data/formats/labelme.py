@@ -1,6 +1,6 @@
 """Folders of labelme files: one JSON per image, with the image beside or inside it.
 
-labelme (github.com/wkentaro/labelme), versions 3 to 6. Of its shapes polygon, rectangle,
+labelme (github.com/wkentaro/labelme), versions 3 to 7. Of its shapes polygon, rectangle,
 oriented_rectangle, circle and mask have an area. Shapes of one label and one group_id are the
 parts of one instance. There are no holes in labelme: a part inside another one adds nothing.
 """
@@ -17,20 +17,20 @@ from PIL import Image
 
 from isda.data.errors import DatasetError, ImageError
 from isda.data.formats.annotated import (
-    IMAGE_SUFFIXES,
     AnnotatedImage,
     Embedded,
     Instance,
     Report,
     UnusableShapeError,
     encode,
-    image_files,
     merge,
+    placed,
     read_json,
     read_size,
 )
 from isda.data.formats.outlines import as_points, circle, polygon, rectangle
 from isda.data.masks import compressed_rle
+from isda.data.walking import IMAGE_SUFFIXES, files_below, image_files
 
 __all__ = ["read_labelme"]
 
@@ -55,7 +55,7 @@ def read_labelme(
     Raises:
         DatasetError: there is no JSON file.
     """
-    files = [path for path in sorted(folder.rglob("*.json")) if not path.name.startswith(".")]
+    files = sorted(files_below(folder, (".json",)))
     if not files:
         raise DatasetError(f"{folder}: has no JSON files: name the folder that labelme saved to")
     found: dict[str, AnnotatedImage] = {}
@@ -196,6 +196,7 @@ def _read_shape(shape: object, size: tuple[int, int]) -> tuple[str, object, list
     if not isinstance(shape, dict):
         raise UnusableShapeError("malformed")
     label = shape.get("label")
+    label = str(label) if type(label) in (int, float) else label
     if not isinstance(label, str) or not label.strip():
         raise UnusableShapeError("without a label")
     if label.strip() in _NO_OBJECTS:
@@ -224,17 +225,20 @@ def _outline(kind: object, shape: dict, size: tuple[int, int]) -> list | dict:
 
 
 def _mask(shape: dict, size: tuple[int, int]) -> dict:
-    """RLE of a bitmap in base64 whose corners are the two points, the last pixel included."""
-    (left, top), (right, bottom) = np.rint(as_points(shape.get("points"), 2)[:2]).astype(int)
+    """RLE of a bitmap in base64 whose corners are the two points, the last pixel included.
+
+    As labelme 7 draws it: corners that are whole numbers crop the bitmap; those of a mask that was
+    dragged are fractions, of which the first, rounded, places the whole bitmap.
+    """
+    corners = as_points(shape.get("points"), 2)[:2]
+    (left, top), (right, bottom) = np.rint(corners).astype(int)
     try:
         data = base64.b64decode(shape["mask"], validate=True)
         bitmap = np.asarray(Image.open(io.BytesIO(data)).convert("L")) > 0
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise UnusableShapeError("malformed") from error
-    if bitmap.shape != (bottom - top + 1, right - left + 1):
-        raise UnusableShapeError("with a mask of another size than its corners say")
-    whole = np.zeros(size, dtype=bool)
-    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(bottom + 1, size[0]), min(right + 1, size[1])
-    if y1 > y0 and x1 > x0:
-        whole[y0:y1, x0:x1] = bitmap[y0 - top : y1 - top, x0 - left : x1 - left]
-    return encode(whole)
+    if (corners == np.trunc(corners)).all():
+        if bottom - top >= bitmap.shape[0] or right - left >= bitmap.shape[1]:
+            raise UnusableShapeError("with a mask that is smaller than its corners say")
+        bitmap = bitmap[: max(bottom - top + 1, 0), : max(right - left + 1, 0)]
+    return encode(placed(bitmap, (left, top), size))
