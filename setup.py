@@ -31,6 +31,7 @@ REQUIREMENTS = [
     "numpy",
     "scipy",
     "pillow",
+    "tifffile>=2023.2.2,<2027",
     "pycocotools>=2.0.2",
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.11",
@@ -291,6 +292,8 @@ setup(
         "plots": ["matplotlib", "tensorboard", "opencv-python-headless"],
         "lvis": ["lvis"],
         "cityscapes": ["cityscapesscripts"],
+        "codecs": ["imagecodecs"],  # of TIFF: JPEG 2000, JPEG XL, Zstandard, packed 12 bits
+        "results": ["roifile", "scikit-image"],  # ImageJ's ROIs, measurements
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "dev": ["pytest", "ruff"],
     },

@@ -220,8 +220,11 @@ def test_inference_loads_averaged_weights_and_resumption_both(tmp_path):
     for parameter in model.parameters():
         parameter.data += 1
     averaged.update_parameters(model)
-    checkpointer = Checkpointer(model, str(tmp_path), averaged=averaged, trainer=Progress())
+    checkpointer = Checkpointer(
+        model, str(tmp_path), averaged=averaged, intensity="0 4095", trainer=Progress()
+    )
     checkpointer.save("model")
+    assert torch.load(tmp_path / "model.pth")["intensity"] == "0 4095"
 
     plain = small_model()
     Checkpointer(plain).load(str(tmp_path / "model.pth"))

@@ -118,6 +118,7 @@ class Checkpointer(DetectionCheckpointer):
         averaged: AveragedModel | None = None,
         min_matched: float = 0.0,
         classes: dict[str, list] | None = None,
+        intensity: str = "",
         **checkpointables: Any,
     ):
         """
@@ -126,11 +127,13 @@ class Checkpointer(DetectionCheckpointer):
             min_matched: ``load`` raises when a smaller share of the tensors is matched.
             classes: ``names`` and ``ids`` of the data set's classes, in the order of the model's
                 outputs, to be kept with the weights; ``load`` compares them with the file's.
+            intensity: ``INPUT.INTENSITY``, to be kept with the weights.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.averaged = averaged
         self.min_matched = min_matched
         self.classes = classes
+        self.intensity = intensity
         self._resuming = False
         self._source = ""
 
@@ -154,9 +157,13 @@ class Checkpointer(DetectionCheckpointer):
         return self.averaged.module
 
     def inference_contents(self) -> dict[str, Any]:
-        """What a file needs to be predicted with: ``model`` and, where known, ``classes``."""
+        """What a file needs to be predicted with.
+
+        ``model`` and, where known, ``classes``, and ``intensity``, how its images were scaled.
+        """
         contents = {"model": self.inference_model.state_dict()}
-        return contents if self.classes is None else contents | {"classes": self.classes}
+        known = {"classes": self.classes, "intensity": self.intensity}
+        return contents | {name: value for name, value in known.items() if value}
 
     def write(self, basename: str, contents: dict) -> None:
         """Write a file of the output folder such that a kill leaves the old one or the new one."""

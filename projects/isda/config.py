@@ -293,6 +293,14 @@ def _add_backbones(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
+    # How pixels of other types than 8 bits become these: "percentile" (of each image, 1 and 99.8),
+    # "percentile LOW HIGH", "range" (of each image), or two values, such as "0 4095".
+    cfg.INPUT.INTENSITY = "percentile"
+    # Of files with several pages (planes, moments) or channels: the one that is meant, from 0.
+    # -1: files must have one page, and one channel or red, green and blue.
+    cfg.INPUT.PAGE = -1
+    cfg.INPUT.CHANNEL = -1
+    cfg.INPUT.MAX_PIXELS = 178_956_970  # larger images are refused: damaged files claim any size
     # "isda": DETR's augmentation; "isda_lsj": large-scale jitter; "fixed": resize and flip only.
     cfg.INPUT.DATASET_MAPPER_NAME = "isda"
     # DETR's augmentation: with this probability resize to RESIZE_BEFORE_CROP and crop first.

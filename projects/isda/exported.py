@@ -27,7 +27,8 @@ class ExportedModel:
 
     Attributes:
         info: what the file says about itself: ``names`` of the classes, ``min_size`` and
-            ``max_size`` that images are resized to, ``mask_threshold``.
+            ``max_size`` that images are resized to, ``mask_threshold``, and ``intensity``, how
+            images with more than 8 bits are scaled.
     """
 
     def __init__(self, path: str | Path):
@@ -42,6 +43,14 @@ class ExportedModel:
         if not info:
             raise ValueError(f"{path} was not written by isda export")
         self.info = json.loads(info)
+
+    def read(self, path: str | Path) -> Image.Image:
+        """An image file as the model was trained on such: upright, RGB, 8 bits.
+
+        Raises:
+            ValueError: it has several pages, or numbers that Pillow does not read as they are.
+        """
+        return read_image(path, self.info.get("intensity", "percentile"))
 
     def __call__(self, image: Image.Image, threshold: float = 0.5) -> dict[str, np.ndarray]:
         """
@@ -136,6 +145,38 @@ def _tensors_only():
         os.environ.update(before)
 
 
+def read_image(path: str | Path, intensity: str) -> Image.Image:
+    """As :meth:`ExportedModel.read`, with a rule of ``INPUT.INTENSITY``."""
+    image = Image.open(path)
+    tags = getattr(image, "tag_v2", {})
+    signed = tags.get(339, (1,))[0] == 2 and tags.get(258, (8,))[0] == 8
+    if signed or ";16" in str(image.tile) and image.mode in ("RGB", "RGBA", "LA"):
+        raise ValueError(
+            f"{path}: Pillow changes the numbers of such an image (signed, or 16 bits per colour): "
+            "save it with 8 bits, or as grey with 16"
+        )
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ValueError(f"{path}: has {image.n_frames} pages: save the one that is meant alone")
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = Image.fromarray(to_8_bits(np.asarray(image), intensity))
+    return image.convert("RGB")
+
+
+def to_8_bits(pixels: np.ndarray, intensity: str) -> np.ndarray:
+    """``(H, W)`` numbers as uint8: black and white as the rule says, see ``INPUT.INTENSITY``."""
+    kind, *numbers = intensity.replace(",", " ").split()
+    if kind == "percentile":
+        low, high = np.percentile(pixels, [float(n) for n in numbers or (1, 99.8)])
+    elif kind != "range":
+        low, high = float(kind), float(numbers[0])
+    if kind == "range" or low == high:
+        low, high = float(pixels.min()), float(pixels.max())
+    scaled = (pixels.astype(np.float64) - low) * (255 / max(high - low, 1e-300))
+    return (scaled.clip(0, 255) + 0.5).astype(np.uint8)
+
+
 def overlay(image: Image.Image, masks: np.ndarray) -> Image.Image:
     """The image with each mask in a colour of its own."""
     colours = np.random.default_rng(0).integers(64, 256, size=(len(masks), 3))
@@ -171,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = ExportedModel(args.model)
         for path in args.images:
-            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+            image = model.read(path)
             found = model(image, args.confidence_threshold)
             print(json.dumps(summary(path, found, model.info["names"])))
             if args.output:

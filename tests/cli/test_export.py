@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -16,6 +18,7 @@ from torch import nn
 
 from isda import cli
 from isda import exported as exported_runner
+from isda.data.images import ImageOptions, read_image
 from isda.engine.setup import load_config
 from isda.prediction import export, predictor
 from isda.prediction import parity as comparison
@@ -218,6 +221,29 @@ def test_images_are_resized_as_detectron2_does(size):
     model.info = {"min_size": 200, "max_size": 300}
     resize = ResizeShortestEdge.get_output_shape(size[1], size[0], 200, 300)
     assert model._size(Image.new("RGB", size)) == resize[::-1]
+
+
+@pytest.mark.parametrize("rule", ["percentile", "percentile 5 95", "range", "100 3000"])
+def test_runner_scales_deep_images_as_the_model_does(tmp_path, rule):
+    pixels = (np.arange(2400).reshape(40, 60) ** 1.1).astype(np.uint16)
+    for name, numbers in (("a.png", pixels), ("a.tif", pixels), ("b.tif", pixels / 7e3)):
+        Image.fromarray(numbers.astype(np.float32 if name == "b.tif" else np.uint16)).save(
+            tmp_path / name
+        )
+        found = np.asarray(exported_runner.read_image(tmp_path / name, rule))
+        expected = read_image(str(tmp_path / name), "RGB", ImageOptions(intensity=rule))
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_runner_refuses_what_pillow_alone_changes(tmp_path):
+    deep = np.full((4, 5, 3), 4095, np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    cv2.imwrite(str(tmp_path / "b.tif"), deep)
+    tifffile.imwrite(tmp_path / "c.tif", np.zeros((4, 5), np.int8))
+    tifffile.imwrite(tmp_path / "d.tif", np.zeros((2, 4, 5), np.uint8), photometric="minisblack")
+    for name in ("a.png", "b.tif", "c.tif", "d.tif"):
+        with pytest.raises(ValueError, match="Pillow changes the numbers|has 2 pages"):
+            exported_runner.read_image(tmp_path / name, "percentile")
 
 
 def test_runner_names_what_it_cannot_read(tmp_path, capsys):

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
@@ -18,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from toys import toy_config
 
-from isda import cli
+from isda import add_config, cli
 from isda.cli import predict
+from isda.data.images import ImageOptions
 from isda.engine.inference import Classes
+from isda.errors import UsageError
 from isda.model_zoo.weights import sha256_of
 from isda.prediction import files, video
 from isda.prediction.errors import RequestError
@@ -51,6 +55,7 @@ class FakePredictor:
     def __init__(self, names=("bolt", "nut"), ids=(3, 7)):
         self.classes = Classes(names, ids)
         self.class_names = names
+        self.image_options = ImageOptions()
 
     def __call__(self, image):
         return Prediction(two_instances(*image.shape[:2]), image, *self.classes)
@@ -115,6 +120,62 @@ def test_several_failing_inputs_are_named_at_the_end(tmp_path, capsys):
     ]
     assert f"[1/3] {tmp_path / 'bad.png'}: skipped" in captured.out
     assert f"[3/3] {good}: 1 instances, drawn in {tmp_path / 'o' / 'good.png'}" in captured.out
+
+
+def write_stack(path, pages=3):
+    pixels = np.full((pages, 100, 200), 100, np.uint8)
+    pixels[:, 0] = 0
+    tifffile.imwrite(path, pixels, photometric="minisblack")
+    return path
+
+
+def test_a_stack_is_predicted_page_by_page(tmp_path, capsys):
+    path, file = write_stack(tmp_path / "a.tif"), tmp_path / "found.json"
+    assert run_on_images("--input", path, "--output", tmp_path / "o", file) == 0
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        f"a_page{page}.tif" for page in range(3)
+    ]
+    assert "[1/1] " in (told := capsys.readouterr().out)
+    assert f"{path}: page 2 of 3: 1 instances, drawn in {tmp_path / 'o' / 'a_page2.tif'}" in told
+    images = json.loads(file.read_text())["images"]
+    assert [(image["file_name"], image["page"]) for image in images] == [
+        (str(path), 0),
+        (str(path), 1),
+        (str(path), 2),
+    ]
+
+
+def test_a_page_and_a_channel_are_chosen(tmp_path, capsys):
+    pixels = np.zeros((2, 3, 100, 200), np.uint16)
+    pixels[1, 2] = np.arange(200)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, imagej=True, metadata={"axes": "ZCYX"})
+    seen = []
+
+    class Seeing(FakePredictor):
+        def __call__(self, image):
+            seen.append(image)
+            return super().__call__(image)
+
+    cfg, predictor = get_cfg(), Seeing()
+    add_config(cfg)
+    choice = parse("--input", path, "--page", 1, "--channel", 2)
+    predict.choose_pixels(cfg, choice)
+    predictor.image_options = ImageOptions.from_config(cfg)
+    assert predictor.image_options == ImageOptions(page=1, channel=2)
+    assert run_on_images("--input", path, "--output", tmp_path / "o", predictor=predictor) == 0
+    assert len(seen) == 1 and seen[0][0, 0, 0] == 0 and seen[0][0, -1, 0] == 255
+    capsys.readouterr()
+    assert run_on_images("--input", path, "--output", tmp_path / "o") == 1
+    told = capsys.readouterr().err
+    assert "a.tif: cannot be read, skipped" in told and "has 3 channels: say which" in told
+    cfg.INPUT.PAGE = 1
+    predict.choose_pixels(cfg, parse("--input", path, "--page", "all"))
+    assert cfg.INPUT.PAGE == -1
+    with pytest.raises(SystemExit):
+        parse("--input", path, "--page", "first")
+    with pytest.raises(UsageError, match="counted from 0"):
+        predict.choose_pixels(cfg, parse("--input", path, "--channel", -2))
 
 
 def test_an_image_that_fails_does_not_end_the_run(tmp_path, capsys):

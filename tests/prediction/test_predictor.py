@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from detectron2.config import get_cfg
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -16,6 +17,7 @@ from torch import nn
 
 from isda import Predictor, add_config, model_zoo
 from isda.checkpoint import WeightsError
+from isda.data.dataset_mapper import InstanceDatasetMapper
 from isda.data.errors import ImageError
 from isda.engine.inference import saved_classes
 from isda.engine.setup import load_config
@@ -142,6 +144,36 @@ def test_kinds_of_images_give_one_result(predictor, tmp_path, kind):
     prediction = predictor(kinds[kind])
     np.testing.assert_array_equal(prediction.image, image)
     assert predictor.model.colors[0] == pytest.approx(image.mean(axis=(0, 1)), abs=1)
+
+
+@pytest.mark.parametrize("rule", ["percentile", "0 65535"])
+def test_16_bits_reach_the_model_by_the_configs_rule(tmp_path, rule):
+    """From a file, an array and a tensor alike; the training reads files by the same function."""
+    pixels = np.arange(80 * 120, dtype=np.uint16).reshape(80, 120)
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    cfg = probe_config(tmp_path, "INPUT.INTENSITY", rule)
+    predictor = Predictor(cfg)
+    low, high = np.percentile(pixels, [1, 99.8]) if rule == "percentile" else (0, 65535)
+    expected = 255 * ((pixels - low) / (high - low)).clip(0, 1).mean()
+    for image in (str(tmp_path / "a.tif"), pixels, torch.from_numpy(pixels)):
+        prediction = predictor(image)
+        assert prediction.image.mean() == pytest.approx(expected, abs=0.6)
+    record = {"file_name": str(tmp_path / "a.tif")}
+    mapped = InstanceDatasetMapper(cfg, is_train=False)(record)["image"]
+    assert mapped.float().mean().item() == pytest.approx(expected, abs=0.8)
+
+
+def test_another_rule_than_that_of_the_training_is_told(tmp_path, caplog):
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": {"weight": torch.zeros(1)}, "intensity": "range"}, path)
+    cfg = probe_config(tmp_path, "MODEL.ISDA.NUM_CLASSES", 3)
+    with caplog.at_level("WARNING", logger="isda"):
+        Predictor(cfg)
+    assert "trained with INPUT.INTENSITY 'range', and it is 'percentile' here" in caplog.text
+    caplog.clear()
+    cfg.INPUT.INTENSITY = "range"
+    Predictor(cfg)
+    assert "INTENSITY" not in caplog.text
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])

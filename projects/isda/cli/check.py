@@ -101,6 +101,7 @@ def examined(args: argparse.Namespace) -> "Analysis":
     from isda.data.analysis import ERROR, Finding, examine
     from isda.data.custom_data import register_folder
     from isda.data.errors import DatasetError
+    from isda.data.images import ImageOptions
     from isda.data.layouts import Split, find_dataset
 
     splits = [Split("all", args.path, args.images)] if args.images else find_dataset(args.path)
@@ -109,6 +110,7 @@ def examined(args: argparse.Namespace) -> "Analysis":
         reads_images=not args.quick,
         crowds_are_instances=args.crowds_are_instances,
         advance=Progress(),
+        options=ImageOptions.from_config(args.cfg) if args.cfg else ImageOptions(),
     )
     if not args.images:
         try:

@@ -57,10 +57,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="lowest score of what is drawn (default: 0.5)",
     )
+    parser.add_argument(
+        "--page",
+        type=page_number,
+        metavar="N",
+        help="of files with several pages the one that is meant, from 0, or all; without it every "
+        "page of a stack, as an image of its own",
+    )
+    parser.add_argument(
+        "--channel",
+        type=int,
+        metavar="N",
+        help="of images with several channels the one that is meant, from 0, as a grey image",
+    )
     parser.add_argument("--no-labels", action="store_true", help="masks without names and scores")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; comes last"
     )
+
+
+def page_number(text: str) -> int | str:
+    """A number from 0, or "all"."""
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 nor all")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,11 +105,31 @@ def run(args: argparse.Namespace) -> int:
         cfg = config_of(args.model, args.opts)
     else:
         cfg = load_config(args.config_file, args.opts)
+    choose_pixels(cfg, args)
     predictor = Predictor(cfg)
     if args.input:
         return 1 if run_on_images(predictor, args) else 0
     run_on_video(predictor, args)
     return 0
+
+
+def choose_pixels(cfg, args: argparse.Namespace) -> None:
+    """Let ``--page`` and ``--channel`` take the place of their keys.
+
+    Raises:
+        UsageError: a key that has to do with reading images is wrong.
+    """
+    from isda.data.images import INTENSITY_RULES, check_intensity
+
+    cfg.defrost()
+    if args.page is not None:
+        cfg.INPUT.PAGE = -1 if args.page == "all" else args.page
+    if args.channel is not None:
+        cfg.INPUT.CHANNEL = args.channel
+    if cfg.INPUT.CHANNEL < -1 or cfg.INPUT.PAGE < -1:
+        raise UsageError("pages and channels are counted from 0")
+    if not check_intensity(cfg.INPUT.INTENSITY):
+        raise UsageError(f"INPUT.INTENSITY must be {INTENSITY_RULES}")
 
 
 def check_names(args: argparse.Namespace) -> None:
@@ -142,9 +184,9 @@ class Speed:
 
 def run_on_images(predictor, args: argparse.Namespace) -> int:
     """Draws on every image that can be used; returns how many inputs failed."""
-    from isda.data.images import read_image
     from isda.prediction.coco_json import CocoResults
     from isda.prediction.failures import OF_ONE_IMAGE, reason, what_failed
+    from isda.prediction.pages import Page, pages_of
     from isda.prediction.predictor import confident
     from isda.prediction.video import show
     from isda.visualization import draw_predictions, write_image
@@ -154,30 +196,35 @@ def run_on_images(predictor, args: argparse.Namespace) -> int:
     outputs = output_paths(images, pictures) if pictures else [None] * len(images)
     make_folders([*filter(None, outputs), *filter(None, [json_file])])
     speed = Speed()
+
+    def predict(page: Page, output: Path | None) -> bool:
+        """Whether to go on: nobody has pressed Escape."""
+        image = page.read()
+        with speed.measured():
+            instances = predictor(image)
+        instances = confident(instances, args.confidence_threshold)
+        results.add(str(page.path), instances, **page.fields)
+        drawn = None
+        if output or not json_file:
+            drawn = draw_predictions(
+                image, instances, predictor.class_names, with_labels=not args.no_labels
+            )
+        if output:
+            write_image(output, drawn)
+        place = f", drawn in {printable(output)}" if output else ""
+        print(progress, f"{page.label}{len(instances)} instances{place}")
+        return drawn is None or bool(output) or show(drawn, wait=True)
+
     with CocoResults(json_file, predictor) as results:
         for number, (path, output) in enumerate(zip(images, outputs), 1):
             progress = f"[{number}/{len(images)}] {printable(path)}:"
             try:
-                image = read_image(str(path), "RGB")
-                with speed.measured():
-                    instances = predictor(image)
-                instances = confident(instances, args.confidence_threshold)
-                results.add(str(path), instances)
-                drawn = None
-                if output or not json_file:
-                    drawn = draw_predictions(
-                        image, instances, predictor.class_names, with_labels=not args.no_labels
-                    )
-                if output:
-                    write_image(output, drawn)
+                pages = pages_of(path, predictor.image_options)
+                if not all(predict(page, page.output(output)) for page in pages):
+                    break
             except OF_ONE_IMAGE as error:
                 failures[str(path)] = f"{what_failed(error)}, skipped ({reason(error)})"
                 print(progress, "skipped")
-                continue
-            place = f", drawn in {printable(output)}" if output else ""
-            print(progress, f"{len(instances)} instances{place}")
-            if drawn is not None and not output and not show(drawn, wait=True):
-                break
     print(speed.summary("image") + (f"; instances in {json_file}" if json_file else ""))
     report(failures)
     return len(failures)

@@ -12,7 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 from isda.data.augmentation import build_augmentations
 from isda.data.errors import DatasetError
-from isda.data.images import check_image_size, read_image
+from isda.data.images import DEFAULT_OPTIONS, ImageOptions, check_image_size, read_image
 from isda.data.masks import BitmapStack, PolygonStack, UnusableSegmentationError, parse_segmentation
 
 __all__ = ["InstanceDatasetMapper", "build_mapper"]
@@ -48,6 +48,7 @@ class InstanceDatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "RGB",
         mask_format: str = "bitmask",
+        image_options: ImageOptions = DEFAULT_OPTIONS,
     ):
         """
         Args:
@@ -56,6 +57,7 @@ class InstanceDatasetMapper:
             image_format: as in :func:`isda.data.images.read_image`.
             mask_format: ``"bitmask"`` gives BitMasks, ``"polygon"`` PolygonMasks, which data with
                 RLEs or bitmaps cannot have.
+            image_options: how the files are read.
         """
         if mask_format not in ("bitmask", "polygon"):
             raise ValueError(f"INPUT.MASK_FORMAT must be bitmask or polygon, got {mask_format!r}")
@@ -63,6 +65,7 @@ class InstanceDatasetMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.mask_format = mask_format
+        self.image_options = image_options
         self.left_out: Counter[str] = Counter()  # annotations by reason, in this process
         mode = "training" if is_train else "inference"
         logger.info(f"augmentations used in {mode}: {augmentations}")
@@ -74,6 +77,7 @@ class InstanceDatasetMapper:
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "mask_format": cfg.INPUT.MASK_FORMAT,
+            "image_options": ImageOptions.from_config(cfg),
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -91,7 +95,7 @@ class InstanceDatasetMapper:
                 the dict has no annotations to train on.
         """
         result = {k: v for k, v in dataset_dict.items() if k != "annotations"}
-        image = read_image(result["file_name"], self.image_format)
+        image = read_image(result["file_name"], self.image_format, self.image_options)
         check_image_size(result, image)
         input_size = image.shape[:2]
         image, transforms = self._augment(image, result["file_name"])

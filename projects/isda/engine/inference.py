@@ -1,5 +1,6 @@
 """A model with its trained weights and the names of its classes, ready for images."""
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ __all__ = [
     "saved_classes",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 _LISTED = 5  # names of classes in a message
 
@@ -79,6 +82,7 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
         cfg.MODEL.DEVICE = "cpu"
     min_matched = cfg.MODEL.WEIGHTS_MIN_MATCHED
     saved = saved_classes(cfg.MODEL.WEIGHTS)
+    _compare_intensity(cfg)
     if saved and min_matched > 0:
         _compare_number(cfg, saved.names)
     classes = saved or _classes_of_datasets(cfg)
@@ -102,6 +106,19 @@ def _compare_number(cfg: CfgNode, names: list[str]) -> None:
             f"({', '.join(names[:_LISTED])}{more}), and MODEL.{node}.NUM_CLASSES is "
             f"{cfg.MODEL[node].NUM_CLASSES}: give the config that it was trained with, or leave "
             "the number at 0"
+        )
+
+
+def _compare_intensity(cfg: CfgNode) -> None:
+    """Warns where the model has learned from images that were scaled to 8 bits in another way."""
+    saved = read_checkpoint(cfg.MODEL.WEIGHTS, mmap=True).get("intensity")
+    if isinstance(saved, str) and saved != cfg.INPUT.INTENSITY:
+        logger.warning(
+            "%s was trained with INPUT.INTENSITY %r, and it is %r here: images with other than 8 "
+            "bits will look different to it",
+            cfg.MODEL.WEIGHTS,
+            printable(saved),
+            cfg.INPUT.INTENSITY,
         )
 
 

@@ -21,6 +21,7 @@ from isda import add_config
 from isda.console import unguarded
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
+from isda.data.images import INTENSITY_RULES, check_intensity
 from isda.engine.architectures import (
     check_node,
     check_trainable,
@@ -346,6 +347,10 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
 # Detectron2 scales no image where the shorter side is to have 0 pixels.
 REQUIREMENTS = {
     "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
+    "INPUT.INTENSITY": (check_intensity, INTENSITY_RULES),
+    "INPUT.PAGE": at_least(-1),
+    "INPUT.CHANNEL": at_least(-1),
+    "INPUT.MAX_PIXELS": at_least(1),
     "INPUT.MIN_SIZE_TRAIN": (
         lambda sizes: len(sizes) > 0 and all(size >= 0 for size in sizes),
         "one or more sizes in pixels, each at least 0",

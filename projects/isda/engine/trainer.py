@@ -85,6 +85,7 @@ class Trainer(DefaultTrainer):
             averaged=self.averaged,
             min_matched=cfg.MODEL.WEIGHTS_MIN_MATCHED,
             classes=classes_of(cfg.DATASETS.TRAIN[0]),
+            intensity=cfg.INPUT.INTENSITY,
             trainer=weakref.proxy(self),
         )
         self.start_iter = 0

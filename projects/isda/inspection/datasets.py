@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 
-from isda.data.images import read_image
+from isda.data.images import ImageOptions, read_image
 from isda.engine.loader import training_dicts
 from isda.engine.trainer import Trainer
 from isda.visualization import class_labels, draw_annotations, draw_instances
@@ -17,10 +17,11 @@ __all__ = ["annotated", "loaded"]
 
 def annotated(cfg: CfgNode, with_labels: bool) -> Iterator[tuple[str, np.ndarray]]:
     """File name and picture of every training image."""
+    options = ImageOptions.from_config(cfg)
     for dataset in cfg.DATASETS.TRAIN:
         names = MetadataCatalog.get(dataset).get("thing_classes", None)
         for record in DatasetCatalog.get(dataset):
-            image = read_image(record["file_name"], "RGB")
+            image = read_image(record["file_name"], "RGB", options)
             annotations = record.get("annotations", [])
             yield (
                 record["file_name"],

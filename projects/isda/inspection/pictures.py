@@ -175,7 +175,7 @@ class Pictures:
             OSError: the image cannot be read, or a picture not written.
             ValueError: the model has no such drawing or query.
         """
-        image = read_image(record["file_name"], "RGB")
+        image = read_image(record["file_name"], "RGB", self.predictor.image_options)
         stem = base = Path(record["file_name"]).stem
         number = 1
         while stem in self.taken:

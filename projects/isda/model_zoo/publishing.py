@@ -32,7 +32,13 @@ logger = logging.getLogger(__name__)
 METRICS = ("segm/AP", "segm/AP50", "segm/AP75", "bbox/AP")
 _LARGEST_ERROR = 2**-10  # relative, of a tensor; rounding to half precision alone is below 2⁻¹¹
 # What inference depends on, but for what differs from one computer to the next.
-_COMPARED = ("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
+_COMPARED = (
+    "MODEL.",
+    "INPUT.FORMAT",
+    "INPUT.INTENSITY",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+)
 _NOT_COMPARED = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.WEIGHTS_MIN_MATCHED", ".NUM_CLASSES")
 
 

@@ -268,6 +268,7 @@ def description(predictor: Predictor) -> dict:
         "min_size": predictor.resize.short_edge_length[0],
         "max_size": predictor.resize.max_size,
         "mask_threshold": predictor.model.mask_threshold,
+        "intensity": predictor.image_options.intensity,
     }
 
 

@@ -101,7 +101,7 @@ def compare_exported(predictor: Predictor, path: Path, images: list[Path]) -> Pa
     """
     exported, parity = ExportedModel(path), Parity(tolerated_share(predictor.model))
     for image in images:
-        pixels = read_image(str(image), "RGB")
+        pixels = read_image(str(image), "RGB", predictor.image_options)
         found = exported(Image.fromarray(pixels), threshold=CHECKED_SCORE - MAX_SCORE_DIFFERENCE)
         parity.add(predictor(pixels), found)
     return parity

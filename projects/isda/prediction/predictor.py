@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 
 from isda import model_zoo
 from isda.data.augmentation import ResizeShortestEdge
-from isda.data.images import rgb_image
+from isda.data.images import ImageOptions, rgb_image
 from isda.engine.devices import check_device
 from isda.engine.inference import inference_autocast, load_trained
 from isda.engine.setup import load_config
@@ -48,6 +48,7 @@ class Predictor:
         model: in evaluation mode.
         class_names: of the classes, in the order of their numbers; None where nothing says them.
         classes: these names, and the ids of the categories in the data of the training.
+        image_options: how image files are read; ``dataclasses.replace`` chooses another page.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Predictor:
         shortest = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
+        self.image_options = ImageOptions.from_config(cfg)
 
     def __call__(self, images: Any, *, channels: str = "RGB") -> Prediction | list[Prediction]:
         """
@@ -116,11 +118,12 @@ class Predictor:
             ImageError: an image cannot be read, or is none.
         """
         if not isinstance(images, list | tuple):
-            return self._predict([rgb_image(images, channels)])[0]
+            return self._predict([rgb_image(images, channels, self.image_options)])[0]
         predictions = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            predictions += self._predict([rgb_image(image, channels) for image in batch])
+            pixels = [rgb_image(image, channels, self.image_options) for image in batch]
+            predictions += self._predict(pixels)
         return predictions
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from isda.data.analysis import (
     summarise,
 )
 from isda.data.errors import ImageError
-from isda.data.images import read_image
+from isda.data.images import ImageOptions, read_image
 from isda.files import write_text
 from isda.report.charts import Series, line_chart
 from isda.report.markup import Html, figure, listing, paragraph, section, table, tag
@@ -320,17 +320,18 @@ def _pictures(split: SplitAnalysis, analysis: Analysis) -> Html:
     parts = []
     for title, images in kinds.items():
         chosen = [i for i in images if i.file_name not in shown][:_PICTURES]
-        pictures = [p for p in (_picture(split, image) for image in chosen) if p is not None]
+        options = analysis.image_options
+        pictures = [p for image in chosen if (p := _picture(split, image, options)) is not None]
         shown |= {image.file_name for image in chosen}
         if pictures:
             parts += [tag("h3", title), tag("div", *pictures, class_="grid")]
     return section(f"Pictures of {split.name}", *parts, anchor=f"pictures-{split.name}")
 
 
-def _picture(split: SplitAnalysis, record: ImageRecord) -> Html | None:
+def _picture(split: SplitAnalysis, record: ImageRecord, options: ImageOptions) -> Html | None:
     """The image under its annotations; None if it cannot be read, which a finding says."""
     try:
-        image = read_image(str(split.image_root / record.file_name), "RGB")
+        image = read_image(str(split.image_root / record.file_name), "RGB", options)
     except ImageError:
         return None
     if image.shape[:2] != record.size:

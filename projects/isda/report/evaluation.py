@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from isda.data.errors import ImageError
+from isda.data.images import DEFAULT_OPTIONS, ImageOptions
 from isda.report.charts import Series, bars, line_chart, shares
 from isda.report.image_quality import ImageQuality, best_threshold, image_qualities
 from isda.report.markup import Html, details, figure, join, paragraph, section, table, tag
@@ -23,16 +24,22 @@ _MANY_CLASSES = 12
 class Evaluation:
     """All figures on one test set, each computed once, and their chapters."""
 
-    def __init__(self, result: TestResult, max_detections: int):
+    def __init__(
+        self,
+        result: TestResult,
+        max_detections: int,
+        image_options: ImageOptions = DEFAULT_OPTIONS,
+    ):
         """
         Args:
             result: predictions and annotations.
             max_detections: ``TEST.DETECTIONS_PER_IMAGE``.
+            image_options: how its images are read.
 
         Raises:
             ValueError: the predictions are not of these annotations.
         """
-        self.result = result
+        self.result, self.image_options = result, image_options
         content, predictions = result.data.content, result.predictions
         self.scores = {
             task: Scores(content, predictions, task, max_detections) for task in result.tasks
@@ -223,7 +230,9 @@ class Evaluation:
         path = os.path.join(self.result.data.image_root, image["file_name"])
         names = self.result.data.class_names
         try:
-            panels = triptych(path, annotations, predictions, outcome, names, anchor)
+            panels = triptych(
+                path, annotations, predictions, outcome, names, anchor, self.image_options
+            )
         except ImageError as error:
             panels = paragraph(str(error), class_="note")
         title = tag("h4", tag("code", image["file_name"]), f" quality {quality.quality:.2f}")

@@ -118,7 +118,7 @@ def _evaluation(
     limit = training.config.get("TEST.DETECTIONS_PER_IMAGE", 100)
     try:
         result = training.result(name)
-        evaluation = Evaluation(result, limit)
+        evaluation = Evaluation(result, limit, training.image_options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not recorded and isinstance(error, FileNotFoundError):
             return [], [f"{name} was not evaluated, so there are no results"]

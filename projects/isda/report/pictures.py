@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from isda.data.images import read_image
+from isda.data.images import DEFAULT_OPTIONS, ImageOptions, read_image
 from isda.data.masks import compressed_rle
 from isda.report.markup import Html, tag
 from isda.report.outcomes import ImageOutcome
@@ -26,6 +26,7 @@ def triptych(
     outcome: ImageOutcome,
     class_names: Mapping[int, str],
     anchor: str,
+    options: ImageOptions = DEFAULT_OPTIONS,
 ) -> Html:
     """Three panels of an image.
 
@@ -35,11 +36,12 @@ def triptych(
         predictions: of all images; ``outcome`` says which of them are shown.
         class_names: by category id.
         anchor: unique on the page.
+        options: how the image is read.
 
     Raises:
         ImageError: the image cannot be read.
     """
-    image = read_image(file_name, "RGB")
+    image = read_image(file_name, "RGB", options)
     size = height, width = image.shape[:2]
     scale = min(1.0, _LONGEST_SIDE / max(size))
     shown = (max(1, round(width * scale)), max(1, round(height * scale)))

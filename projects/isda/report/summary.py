@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from isda.data.images import read_image
+from isda.data.images import ImageOptions, read_image
 from isda.engine.evaluation import PREDICTIONS, evaluation_folder
 from isda.engine.hooks import BEST, BEST_PREFIX
 from isda.report import write_report
@@ -94,7 +94,7 @@ def _draw_extremes(cfg: CfgNode, folder: Path) -> list[Path]:
         threshold,
     )
     return [
-        _draw_sheet(folder / f"{kind}_images.jpg", name, qualities, content, found)
+        _draw_sheet(folder / f"{kind}_images.jpg", cfg, qualities, content, found)
         for kind, qualities in sheets.items()
         if qualities
     ]
@@ -110,14 +110,15 @@ def _predictions_file(cfg: CfgNode) -> Path | None:
 
 
 def _draw_sheet(
-    path: Path, dataset: str, qualities: Sequence[ImageQuality], content: dict, found: list[dict]
+    path: Path, cfg: CfgNode, qualities: Sequence[ImageQuality], content: dict, found: list[dict]
 ) -> Path:
+    dataset, options = cfg.DATASETS.TEST[0], ImageOptions.from_config(cfg)
     records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
     names = {category["id"]: category["name"] for category in content["categories"]}
     rows = []
     for quality in qualities:
         record = records[quality.image_id]
-        image = read_image(record["file_name"], "RGB")
+        image = read_image(record["file_name"], "RGB", options)
         predictions = [p for p in found if p["image_id"] == quality.image_id]
         truth = f"{Path(record['file_name']).name}: ground truth, {quality.annotated} instances"
         prediction = f"prediction, {quality.predicted} instances, quality {quality.quality:.2f}"

@@ -17,6 +17,7 @@ from isda.data.changes import Changes
 from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import read_coco_json
 from isda.data.errors import DatasetError
+from isda.data.images import ImageOptions
 from isda.engine.environment import read_environment
 from isda.engine.evaluation import PREDICTIONS
 from isda.engine.hooks import BEST_PREFIX
@@ -137,6 +138,11 @@ class Training:
         """Of the data sets for "train" or "test"."""
         recorded = [source["name"] for source in self.environment.get("data", {}).get(use, [])]
         return recorded or list(self.config.get(f"DATASETS.{use.upper()}", []))
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """How its images were read."""
+        return ImageOptions.of_keys(self.config)
 
     def metric(self, key: str, test_set: str | None = None) -> list[tuple[int, float]]:
         """Iterations and finite values, such as of "segm/AP" on a test set, or of "lr"."""

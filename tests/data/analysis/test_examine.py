@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 from examples_of_datasets import SIZE, annotation, box, content, write
 from PIL import Image
 
 from isda.data.analysis import ERROR, NOTE, WARNING, examine, recommended_settings, summarise
+from isda.data.images import ImageOptions
 from isda.data.layouts import Split, find_dataset
 
 
@@ -204,9 +206,14 @@ FILES = {
         "3.png: the image cannot be decoded",
     ),
     "another size": (
-        lambda f: Image.new("RGB", (30, 40)).save(f / "train/3.png"),
+        lambda f: Image.radial_gradient("L").resize((30, 40)).save(f / "train/3.png"),
         ERROR,
         "3.png: the image has 30x40 pixels .* its annotations are for 60x40",
+    ),
+    "all pixels equal": (
+        lambda f: Image.new("RGB", (60, 40)).save(f / "train/3.png"),
+        WARNING,
+        "1 image whose pixels are all equal, so that there is nothing to see: 3.png",
     ),
     "missing": (lambda f: (f / "train/3.png").unlink(), ERROR, "1 of the 10 images in .* missing"),
     "not listed": (
@@ -225,6 +232,24 @@ FILES = {
         "1 image in more than one split, which makes AP too good: 3.png",
     ),
 }
+
+
+def test_images_are_read_as_training_will_read_them(tmp_path):
+    """Of two pages one is named; the other is black."""
+    folder = write(tmp_path)
+    page = np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE)
+    tifffile.imwrite(folder / "train/3.png", np.stack([page, 0 * page]), photometric="minisblack")
+    (finding,) = analysis_of(folder).findings
+    assert finding.level == ERROR and "3.png: has 2 pages" in finding.text
+    others = [f for f in (folder / "train").iterdir() if f.name != "3.png"]
+    for file in [*others, *(folder / "val").iterdir()]:
+        tifffile.imwrite(file, np.stack([page, page]), photometric="minisblack")
+    texts = {
+        number: [f.text for f in analysis_of(folder, options=ImageOptions(page=number)).findings]
+        for number in range(2)
+    }
+    assert not any("nothing to see" in text for text in texts[0])
+    assert any("1 image whose pixels are all equal" in text for text in texts[1])
 
 
 @pytest.mark.parametrize("case", FILES)

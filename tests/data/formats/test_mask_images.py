@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from examples_of_formats import SIZE, drawn, photo
 from PIL import Image
 
@@ -88,6 +89,29 @@ def test_a_label_image(tmp_path, kind):
     found = [drawn(instance.segmentation) for instance in image.instances]
     assert [mask.sum() for mask in found] == [4, 30, 30]
     assert all((mask == (values == v)).all() for mask, v in zip(found, (1, 7, 200)))
+
+
+def test_masks_as_napari_writes_them(tmp_path):
+    """Booleans, of which tifffile says that 0 is white; Pillow inverts them."""
+    photo(tmp_path / "abc/images/abc.png")
+    (tmp_path / "abc/masks").mkdir()
+    tifffile.imwrite(tmp_path / "abc/masks/1.tif", box(3, 4, 5, 6) > 0)
+    (image,), report = in_folders(tmp_path)
+    assert report == Report()
+    assert (drawn(image.instances[0].segmentation) == (box(3, 4, 5, 6) > 0)).all()
+
+
+def test_labels_of_64_bits_beside_an_image_of_several_channels(tmp_path):
+    """Which training has to be told one of; the masks are the same for all."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    pixels = np.zeros((2, *SIZE), np.uint16)
+    tifffile.imwrite(tmp_path / "images/a.tif", pixels, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "masks/a.tif", box(3, 4, 5, 6, 70_000, np.int64))
+    (image,), report = labelled(tmp_path)
+    assert report == Report()
+    assert image.size == SIZE
+    assert drawn(image.instances[0].segmentation).sum() == 30
 
 
 def test_label_images_that_cannot_be_used(tmp_path):

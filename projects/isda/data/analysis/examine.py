@@ -22,6 +22,7 @@ from isda.data.coco_json import (
 from isda.data.crowds import crowds_instead, instances_of_crowds, suspicious_crowds
 from isda.data.errors import DatasetError
 from isda.data.file_names import resolve_file_names
+from isda.data.images import DEFAULT_OPTIONS, ImageOptions
 from isda.data.layouts import Split
 from isda.data.masks import compressed_rle
 from isda.data.pixel_centres import polygons_through_centres
@@ -70,6 +71,7 @@ class Analysis:
 
     splits: list[SplitAnalysis] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    image_options: ImageOptions = DEFAULT_OPTIONS  # how images are read
 
     @property
     def will_train(self) -> bool:
@@ -83,6 +85,7 @@ def examine(
     reads_images: bool = True,
     crowds_are_instances: bool = False,
     advance: Callable[[], None] = lambda: None,
+    options: ImageOptions = DEFAULT_OPTIONS,
 ) -> Analysis:
     """Checks annotations and images of all splits, and measures the instances.
 
@@ -91,8 +94,9 @@ def examine(
         reads_images: whether every image is decoded; else only their presence is checked.
         crowds_are_instances: whether ``iscrowd`` is ignored, which some tools set for every RLE.
         advance: called after each image that was decoded.
+        options: how training will read the images.
     """
-    analysis = Analysis()
+    analysis = Analysis(image_options=options)
     parts = []
     for split in splits:
         changes = Changes()
@@ -163,7 +167,7 @@ def _examine_part(
     if reads_images:
         missing = set(find_missing_images(content, split.image_root))
         present = [image for image in content["images"] if image["file_name"] not in missing]
-        analysis.findings += _of_pixels(examined, present, advance)
+        analysis.findings += _of_pixels(examined, present, advance, analysis.image_options)
 
 
 def _together(errors: Mapping[str, str], split: str) -> Iterator[Finding]:
@@ -306,9 +310,9 @@ def _of_instances(split: SplitAnalysis) -> Iterator[Finding]:
 
 
 def _of_pixels(
-    split: SplitAnalysis, images: list[dict], advance: Callable[[], None]
+    split: SplitAnalysis, images: list[dict], advance: Callable[[], None], options: ImageOptions
 ) -> Iterator[Finding]:
-    broken, turned = read_all(images, split.image_root, advance)
+    broken, turned, constant = read_all(images, split.image_root, advance, options)
     yield from _together({problem: name for name, problem in broken.items()}, split.name)
     if turned:
         text = (
@@ -316,6 +320,13 @@ def _of_pixels(
             f"training: {listed(turned)}: make sure that the annotations are for the upright image"
         )
         yield Finding(NOTE, text, split.name, tuple(turned))
+    if constant:
+        text = (
+            f"{plural(len(constant), 'image')} whose pixels are all equal, so that there is "
+            f"nothing to see: {listed(constant)}: is it the page, the channel, the file that is "
+            "meant?"
+        )
+        yield Finding(WARNING, text, split.name, tuple(constant))
 
 
 def _of_classes(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:

@@ -7,56 +7,60 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
 from isda.data.errors import ImageError
-from isda.data.images import check_image_size, read_image
+from isda.data.images import (
+    DEFAULT_OPTIONS,
+    ImageOptions,
+    check_image_size,
+    is_constant,
+    is_turned,
+    read_image,
+)
 from isda.data.walking import image_files
 
 __all__ = ["equal_files", "read_all", "stray_images"]
 
-_EXIF_ORIENTATION = 274
-
 
 def read_all(
-    records: Sequence[dict], root: Path, advance: Callable[[], None]
-) -> tuple[dict[str, str], list[str]]:
+    records: Sequence[dict],
+    root: Path,
+    advance: Callable[[], None],
+    options: ImageOptions = DEFAULT_OPTIONS,
+) -> tuple[dict[str, str], list[str], list[str]]:
     """Decodes every image, as training will.
 
     Args:
         records: of COCO's ``images``.
         root: the folder that their file names are relative to.
         advance: called after each image.
+        options: how training will read them.
 
     Returns:
-        ``{file name: what is wrong}`` of those that training would stop at, and the names of
-        those that an EXIF tag turns.
+        ``{file name: what is wrong}`` of those that training would stop at, the names of those
+        that an EXIF tag turns, and of those whose pixels are all equal.
     """
 
-    def read(record: dict) -> tuple[str, str, bool]:
-        path = root / record["file_name"]
-        problem, is_turned = "", False
+    def read(record: dict) -> tuple[str, str, bool, bool]:
+        path = str(root / record["file_name"])
+        problem, turned, constant = "", False, False
         try:
-            pixels = read_image(str(path), "RGB")
-            is_turned = _is_turned(path)
+            pixels = read_image(path, "RGB", options)
+            turned, constant = is_turned(path), is_constant(pixels)
             check_image_size(
-                {"file_name": str(path), "height": record["height"], "width": record["width"]},
+                {"file_name": path, "height": record["height"], "width": record["width"]},
                 pixels,
             )
         except ImageError as error:
             problem = str(error)
         advance()
-        return record["file_name"], problem, is_turned
+        return record["file_name"], problem, turned, constant
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
         results = list(pool.map(read, records))
-    broken = {name: problem for name, problem, _ in results if problem}
-    return broken, [name for name, _, is_turned in results if is_turned]
-
-
-def _is_turned(path: Path) -> bool:
-    with Image.open(path) as image:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    broken = {name: problem for name, problem, *_ in results if problem}
+    turned = [name for name, _, is_turned, _ in results if is_turned]
+    constant = [name for name, problem, _, same in results if same and not problem]
+    return broken, turned, constant
 
 
 def equal_files(paths: Iterable[Path]) -> list[list[Path]]:

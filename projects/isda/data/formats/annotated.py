@@ -12,7 +12,7 @@ import pycocotools.mask as mask_util
 from PIL import Image, ImageOps
 
 from isda.data.errors import ImageError
-from isda.data.images import check_image_size, read_image
+from isda.data.images import check_image_size, first_plane
 from isda.data.json_files import load_json
 from isda.data.masks import UnusableSegmentationError, usable_rle
 
@@ -120,7 +120,7 @@ def read_size(
                 f"height), but imageWidth and imageHeight are {width} and {height}: correct them"
             )
         return size
-    pixels = read_image(str(source), "RGB")
+    pixels = first_plane(str(source))  # all are of one size; which is meant, training is told
     stated = {"height": height, "width": width}
     record = {"file_name": str(source)} | {k: v for k, v in stated.items() if v is not None}
     check_image_size(record, pixels)

@@ -18,6 +18,7 @@ from isda.data.formats.annotated import (
     encode,
     read_size,
 )
+from isda.data.images import read_numbers
 from isda.data.walking import IMAGE_SUFFIXES, image_files
 from isda.wording import plural
 
@@ -160,6 +161,9 @@ def _described(values: np.ndarray) -> str:
 
 def _read_values(file: Path) -> np.ndarray:
     """The numbers of a mask: ``(H, W)``, or ``(H, W, C)`` of a colour image, without alpha."""
+    values = read_numbers(str(file))
+    if values is not None:
+        return values
     try:
         with Image.open(file) as image:
             if image.mode in _NUMBERED or image.mode.startswith(("I;16", "F")):
