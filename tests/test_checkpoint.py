@@ -91,8 +91,8 @@ def test_queries_of_another_width_start_anew(tmp_path, caplog):
 @torch.no_grad()
 def test_fewer_queries_of_boxes_are_those_of_the_best_proposals(tmp_path):
     """Content is learned by rank, so the first rows go on with the tokens that they had."""
-    many = small_isda("isda_boxes", "MODEL.ISDA.NUM_QUERIES", "9")
-    few = small_isda("isda_boxes", "MODEL.ISDA.NUM_QUERIES", "4")
+    learned = ("isda_boxes", "MODEL.ISDA.TOKEN_CONTENT", "False", "MODEL.ISDA.NUM_QUERIES")
+    many, few = small_isda(*learned, "9"), small_isda(*learned, "4")
     nn.init.zeros_(few.transformer.query_embed.weight)
     Checkpointer(few, min_matched=1.0).load(save(tmp_path / "w.pth", many.state_dict()))
     image = {"image": torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)) * 255}

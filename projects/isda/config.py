@@ -127,6 +127,12 @@ def _add_isda_boxes(cfg: CN) -> None:
     cfg.MODEL.ISDA.BOX_REFINEMENT = False
     # The first boxes are proposals of the encoder's tokens, the NUM_QUERIES best of each image.
     cfg.MODEL.ISDA.QUERY_SELECTION = False
+    # Queries start with the content of the tokens that they were chosen from, otherwise with a
+    # learned one. Needs QUERY_SELECTION.
+    cfg.MODEL.ISDA.TOKEN_CONTENT = False
+    # In self-attention two queries know how their boxes lie and whose proposal scores higher, which
+    # tells duplicates of one object apart.
+    cfg.MODEL.ISDA.QUERY_RELATION = False
     # Kernels draw an ellipse around their query's box into the mask.
     cfg.MODEL.ISDA.ELLIPSE = False
     # Noised ground truths beside the queries in training, at most so many per image; 0: none.

@@ -70,8 +70,9 @@ def test_what_fits_computes_the_same(kind, refined, two_stages, tmp_path, capsys
     (prediction,), decoded = model._decode(ImageList(images, IMAGE_SIZES))
     encoded = foreign_networks.encoded_images(w, layout, images, IMAGE_SIZES, SMALL.heads)
     for i, image in enumerate(encoded):
-        starts, content = decoded.references[i].double(), transformer.query_embed.weight.double()
+        starts = decoded.references[i].double()
         if two_stages:
+            content = decoded.proposals.states[i].double()
             logits, starts = foreign_networks.proposals(w, layout, image, SMALL.queries)
             close(decoded.proposals.boxes[i], starts)
             close(decoded.proposals.class_logits[i], logits[:, None].expand(-1, 80))
@@ -104,19 +105,20 @@ def test_a_published_checkpoint_fits_in_full(kind):
     assert cfg.MODEL.ISDA.ENCODER_FINEST_EVERY == 1
     result = convert(weights, kind, adapting.expected_weights(cfg))
     assert result.is_complete, str(result)
+    relations = {
+        f"transformer.decoder.{layer}.relation.{part}"
+        for layer in range(6)
+        for part in ("embed", "bias", "value")
+    }
     assert {name.rpartition(".")[0] for name in result.fresh if "transformer" in name} == {
-        "transformer.query_embed",
+        *relations,
         "transformer.reference_boxes.position.0",
         "transformer.reference_boxes.position.2",
     }
     report = str(result)
     assert "instance_head.classes.bias is 80 rows of 91: those of COCO's classes" in report
     assert "query_selection.classes.bias is the first row of 91, for every class" in report
-    assert (
-        "makes the content of queries of proposals, it is not learned): transformer.query_embed"
-        in report
-    )
-    assert "(make queries of proposals: in ISDA these give boxes" in report
+    assert "(make queries of proposals: in ISDA these give boxes, their tokens content)" in report
     assert "(of the decoder's earlier layers: one module serves all of ours" in report
 
 
@@ -129,6 +131,7 @@ def test_a_single_stage_starts_its_proposals_afresh(tmp_path, capsys):
     assert report.startswith("Deformable DETR, the authors' release, with box refinement: ")
     assert "start fresh (the file has a single stage): transformer.query_selection" in report
     assert "query_embed.weight is the last 64 columns of 128: the content" in report
+    assert "MODEL.ISDA.TOKEN_CONTENT False" in report
     assert "MODEL.ISDA.BOX_REFINEMENT" not in report  # the config's own
     assert "MODEL.ISDA.ENCODER_FINEST_EVERY 1" in report
 

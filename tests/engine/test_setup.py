@@ -135,6 +135,8 @@ def test_missing_and_broken_files(tmp_path):
         ("MODEL.ISDA.MASK_POINTS", -1, "MODEL.ISDA.MASK_POINTS must be at least 0"),
         ("MODEL.ISDA.BOX_REFINEMENT", True, "BOX_REFINEMENT is True, .*MODEL.ISDA.BOXES True"),
         ("MODEL.ISDA.QUERY_SELECTION", True, "needs boxes: set MODEL.ISDA.BOXES True"),
+        ("MODEL.ISDA.TOKEN_CONTENT", True, "needs tokens that are chosen"),
+        ("MODEL.ISDA.QUERY_RELATION", True, "needs boxes: set MODEL.ISDA.BOXES True"),
         ("MODEL.ISDA.ELLIPSE", True, "needs boxes: set MODEL.ISDA.BOXES True"),
         ("MODEL.ISDA.DENOISING_QUERIES", 9, "DENOISING_QUERIES is 9, .*MODEL.ISDA.BOXES True"),
         ("MODEL.ISDA.HIDDEN_DIM", 100, "MODEL.ISDA.HIDDEN_DIM must be a positive multiple of 32"),

@@ -200,7 +200,7 @@ def look_around(model, box):
 def test_an_ellipse_is_drawn_where_it_is(boxes, noise):
     """Of an image that is padded: its zero contour is the ellipse of 0.6 times the box."""
     image = noise(70, 150)
-    learned = ("MODEL.ISDA.QUERY_SELECTION", False)
+    learned = ("MODEL.ISDA.QUERY_SELECTION", False, "MODEL.ISDA.TOKEN_CONTENT", False)
     predictor = boxes(*learned, prepare=lambda model: look_around(model, [0.6, 0.45, 0.5, 0.7]))
     trace = trace_isda(predictor, image)
     figure = ellipse_figure(image, trace, 2)

@@ -190,6 +190,7 @@ def test_the_operator_reads_where_locations_are_drawn(isda, noise):
 @pytest.mark.parametrize("chosen", [True, False])
 def test_references_are_the_boxes_that_attention_receives(boxes, noise, refined, chosen):
     keys = ("MODEL.ISDA.BOX_REFINEMENT", refined, "MODEL.ISDA.QUERY_SELECTION", chosen)
+    keys += ("MODEL.ISDA.TOKEN_CONTENT", chosen)
     predictor = boxes(*keys)
     received = []
     for layer in predictor.model.transformer.decoder:

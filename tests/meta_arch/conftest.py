@@ -95,6 +95,8 @@ def build_tiny_isda_boxes(
     mask_stride: int = 2,
     refine: bool = True,
     selection: bool = True,
+    token_content: bool = True,
+    relation: bool = True,
     ellipse: bool = True,
     num_noised: int = 12,
     num_mask_points: int = 0,
@@ -116,6 +118,8 @@ def build_tiny_isda_boxes(
             num_queries=num_queries,
             reference_boxes=ReferenceBoxes(64, refine),
             query_selection=QuerySelection(64, num_classes, num_queries) if selection else None,
+            token_content=selection and token_content,
+            query_relation=relation,
             **(sizes | transformer_sizes),
         ),
         instance_head=InstanceHead(
@@ -205,6 +209,12 @@ def make_attentive(model: ISDA) -> ISDA:
     return model
 
 
+_ZEROS = (
+    *("head.layers.4.weight", "boxes.layers.4.weight", "adjustment.weight"),
+    *("relation.bias.weight", "relation.value.weight"),
+)
+
+
 def make_confident(model: ISDA) -> ISDA:
     """Weights as if trained: a fresh model's scores and mask probabilities are all alike."""
     make_attentive(model)
@@ -212,8 +222,8 @@ def make_confident(model: ISDA) -> ISDA:
     nn.init.normal_(model.instance_head.classes.bias)
     nn.init.normal_(model.instance_head.kernels[-1].weight, std=0.5)
     for name, parameter in model.named_parameters():
-        # What starts at zero: boxes that do not move, ellipses that fit them.
-        if name.endswith(("head.layers.4.weight", "boxes.layers.4.weight", "adjustment.weight")):
+        # What starts at zero: boxes that do not move, ellipses that fit them, relations unused.
+        if name.endswith(_ZEROS):
             nn.init.normal_(parameter, std=0.3)
     return model
 

@@ -56,6 +56,8 @@ def test_training_reaches_every_parameter(
     [
         {"refine": False},
         {"selection": False},
+        {"token_content": False},
+        {"relation": False},
         {"ellipse": False},
         {"num_noised": 0},
         {"refine": False, "selection": False, "ellipse": False, "num_noised": 0},
@@ -81,6 +83,48 @@ def test_training_without_any_instance(tiny_isda_boxes, confident, random_input,
         if not name.startswith("loss_cls") or name.endswith("_dn"):
             assert loss == 0, name
     assert losses["loss_cls"] > 0
+
+
+def test_queries_start_with_what_their_tokens_hold(tiny_isda_boxes, confident, random_input):
+    model = confident(tiny_isda_boxes(num_noised=0))
+    received = []
+    hook = lambda layer, args: received.append(args[0])  # noqa: E731
+    model.transformer.decoder[0].register_forward_pre_hook(hook)
+    _, decoded = model._decode(model.preprocess([random_input(96, 128)]))
+    (content,) = received
+    assert torch.equal(content, decoded.proposals.states)
+    assert not content.requires_grad  # what the decoder would like to see moves no token
+    head = model.transformer.query_selection.classes
+    torch.testing.assert_close(head(content), decoded.proposals.class_logits)
+
+
+def test_another_number_of_queries_at_inference(tiny_isda_boxes, confident, random_input):
+    """Nothing is learned for each, so weights fit; the best tokens are chosen in either case."""
+    many = confident(tiny_isda_boxes(num_noised=0, num_queries=14)).eval()
+    few = tiny_isda_boxes(num_noised=0, num_queries=5).eval()
+    few.load_state_dict(many.state_dict())
+    x = random_input(96, 128)
+    references = [m._decode(m.preprocess([x]))[1].references for m in (many, few)]
+    # Products of fourteen rows and of five need not be rounded alike.
+    torch.testing.assert_close(references[0][:, :5], references[1])
+
+
+def test_relations_are_of_boxes_and_scores_before_the_layer(
+    tiny_isda_boxes, confident, random_input
+):
+    model = confident(tiny_isda_boxes(num_noised=4))
+    x = random_input(96, 128, num_instances=2)
+    received = []
+    for layer in model.transformer.decoder:
+        hook = lambda relation, args: received.append(args)  # noqa: E731
+        layer.relation.register_forward_pre_hook(hook)
+    images, targets = model.preprocess([x]), model.targets([x])
+    _, decoded = model.outputs(images, targets)
+    assert torch.equal(received[0][0], decoded.references)
+    assert torch.equal(received[1][0], decoded.boxes[0].detach())
+    for _, scores in received:
+        assert torch.equal(scores[:, :4], torch.zeros(1, 4))  # noised
+        assert torch.equal(scores[:, 4:], decoded.proposals.class_logits.amax(dim=2))
 
 
 def test_noised_queries_vanish_at_inference(tiny_isda_boxes, confident, random_input):
@@ -171,7 +215,9 @@ def test_batch_equals_single_images(tiny_isda_boxes, confident, random_input):
     for x, output in zip(inputs, together, strict=True):
         (alone,) = model([x])
         assert len(alone["instances"]) > 0
-        torch.testing.assert_close(alone["instances"].scores, output["instances"].scores)
+        # Products over a batch need not be rounded like those over one image.
+        scores = alone["instances"].scores, output["instances"].scores
+        torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
         assert torch.equal(alone["instances"].pred_masks, output["instances"].pred_masks)
 
 

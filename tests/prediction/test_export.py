@@ -19,7 +19,7 @@ from isda.prediction.compilation import compile_inference
 sys.path.append(str(Path(__file__).parent))
 from small_models import random_image, small_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # With and without padding; none is the example's; the first has fewer tokens than isda_boxes has
 # queries.
 SIZES = [(96, 128), (131, 170), (310, 97)]

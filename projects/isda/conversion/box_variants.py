@@ -2,7 +2,8 @@
 
 ISDA with boxes is built alike, so much of such a file has a place in it. Two differences decide
 what has none: their decoder layers have class and box layers of their own, of which ours share one,
-and their proposals make the whole queries, where ours give the boxes and content is learned.
+and their proposals make the whole queries by layers of their own, where ours give the boxes and
+their tokens the content.
 """
 
 import re
@@ -55,6 +56,8 @@ def box_variant(source: Source, weights: Mapping[str, Tensor], names: BoxNames) 
 
     def settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         ours = {} if refined else {"MODEL.ISDA.BOX_REFINEMENT": False}
+        # A single stage has learned content, which goes on with proposals that are new.
+        ours |= {} if two_stages else {"MODEL.ISDA.TOKEN_CONTENT": False}
         return source.settings(weights) | ours | {"MODEL.ISDA.ENCODER_FINEST_EVERY": 1}
 
     return replace(
@@ -132,7 +135,7 @@ def _proposals(names: BoxNames, layer: int) -> tuple[Rule, ...]:
         moves(rf"{names.project}\.{_KIND}", rf"{ours}.project.\g<kind>"),
         moves(rf"{names.norm}\.{_KIND}", rf"{ours}.norm.\g<kind>"),
         drops(
-            names.made, "make queries of proposals: in ISDA these give boxes, content is learned"
+            names.made, "make queries of proposals: in ISDA these give boxes, their tokens content"
         ),
     )
 
@@ -166,8 +169,11 @@ def _fresh(two_stages: bool) -> tuple[Fresh, ...]:
             "Deformable DETR makes positions once, not of each layer's boxes",
         ),
         Fresh(r"denoising\..+", "Deformable DETR is trained without noised queries"),
+        Fresh(
+            r"transformer\.decoder\.\d+\.relation\..+",
+            "Deformable DETR has none; they start without an effect",
+        ),
     )
     if two_stages:
-        made = "Deformable DETR makes the content of queries of proposals, it is not learned"
-        return (*always, Fresh(r"transformer\.query_embed\.weight", made))
+        return always
     return (*always, Fresh(r"transformer\.query_selection\..+", "the file has a single stage"))

@@ -32,7 +32,13 @@ from isda.training.points import sample_cells
 __all__ = ["ISDA"]
 
 _GROUPS = multiple_of(32, "for group normalisation with 32 groups")
-_NEED_BOXES = ("BOX_REFINEMENT", "QUERY_SELECTION", "ELLIPSE", "DENOISING_QUERIES")
+_NEED_BOXES = (
+    "BOX_REFINEMENT",
+    "QUERY_SELECTION",
+    "QUERY_RELATION",
+    "ELLIPSE",
+    "DENOISING_QUERIES",
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -160,6 +166,11 @@ class ISDA(SetPredictor):
                 return (
                     f"MODEL.ISDA.{key} is {node[key]}, which needs boxes: set MODEL.ISDA.BOXES True"
                 )
+        if node.TOKEN_CONTENT and not node.QUERY_SELECTION:
+            return (
+                "MODEL.ISDA.TOKEN_CONTENT is True, which needs tokens that are chosen: set "
+                "MODEL.ISDA.QUERY_SELECTION True"
+            )
         if node.MASK_STRIDE > node.MASK_FEATURE_STRIDE > 0:
             return (
                 f"MODEL.ISDA.MASK_STRIDE ({node.MASK_STRIDE}) must not be above "
@@ -303,6 +314,8 @@ def _build_transformer(isda: CfgNode) -> DeformableTransformer:
         query_selection=QuerySelection(isda.HIDDEN_DIM, isda.NUM_CLASSES, isda.NUM_QUERIES)
         if isda.QUERY_SELECTION
         else None,
+        token_content=isda.TOKEN_CONTENT,
+        query_relation=isda.QUERY_RELATION,
     )
 
 

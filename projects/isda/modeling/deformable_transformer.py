@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -46,6 +47,7 @@ class _Queries:
     content: Tensor  # (B, N, C)
     position: Tensor | None  # (B, N, C); None where each layer's boxes give it
     references: Tensor  # (B, N, 2 or 4)
+    scores: Tensor  # (B, N) logits of the proposals that they come from, 0 without any
     proposals: Proposals | None = None
     noised: NoisedQueries | None = None  # the first of the N
 
@@ -55,6 +57,8 @@ class _Queries:
             torch.cat([noised.content.to(self.content.dtype), self.content], dim=1),
             None,
             torch.cat([noised.boxes, self.references], dim=1),
+            # Noised queries are no duplicates of each other: none is above another.
+            F.pad(self.scores, (noised.boxes.shape[1], 0)),
             self.proposals,
             noised,
         )
@@ -79,6 +83,8 @@ class DeformableTransformer(nn.Module):
         finest_every: int = 1,
         reference_boxes: ReferenceBoxes | None = None,
         query_selection: QuerySelection | None = None,
+        token_content: bool = False,
+        query_relation: bool = False,
     ):
         """
         Args:
@@ -89,6 +95,10 @@ class DeformableTransformer(nn.Module):
                 arXiv 2303.07335). 1 as in the paper.
             reference_boxes: queries look around boxes; None as in the paper: around points.
             query_selection: the first boxes come from the image; None: they are learned.
+            token_content: with a selection: queries start with what the chosen tokens hold, as in
+                RT-DETR (arXiv 2304.08069), instead of learned content ("mixed" selection of DINO,
+                arXiv 2203.03605).
+            query_relation: queries know how their boxes and scores compare; needs boxes.
         """
         super().__init__()
         _check_width(hidden_dim, num_heads)
@@ -106,13 +116,17 @@ class DeformableTransformer(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"MODEL.ISDA.DROPOUT must be in [0, 1), got {dropout}")
         assert query_selection is None or reference_boxes is not None
+        assert query_selection is not None or not token_content
+        assert reference_boxes is not None or not query_relation
         self.gradient_checkpointing = gradient_checkpointing
         self.finest_every = finest_every
         self.reference_boxes = reference_boxes
         self.query_selection = query_selection
+        self.token_content = token_content
         self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim))
-        # Position, then content; chosen queries have their position from the image.
-        self.query_embed = nn.Embedding(num_queries, hidden_dim * (1 if query_selection else 2))
+        # Position, then content; chosen queries have their position from the image, if not both.
+        if not token_content:
+            self.query_embed = nn.Embedding(num_queries, hidden_dim * (1 if query_selection else 2))
         if query_selection is None:
             self.reference_points = nn.Linear(hidden_dim, 4 if reference_boxes else 2)
         sizes = {
@@ -124,7 +138,9 @@ class DeformableTransformer(nn.Module):
             "dropout": dropout,
         }
         self.encoder = nn.ModuleList(EncoderLayer(**sizes) for _ in range(encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(**sizes) for _ in range(decoder_layers))
+        self.decoder = nn.ModuleList(
+            DecoderLayer(**sizes, relation=query_relation) for _ in range(decoder_layers)
+        )
         nn.init.normal_(self.level_embed)
         if query_selection is None:
             nn.init.xavier_uniform_(self.reference_points.weight)
@@ -165,15 +181,21 @@ class DeformableTransformer(nn.Module):
         position, content = embedded.chunk(2, dim=-1)  # (B, N, C) each
         with torch.autocast(memory.device.type, enabled=False):  # bf16 would move points by cells
             references = self.reference_points(position.float()).sigmoid()
-        return _Queries(content, None if self.reference_boxes else position, references)
+        scores = references.new_zeros(references.shape[:2])
+        return _Queries(content, None if self.reference_boxes else position, references, scores)
 
     def _chosen(self, memory: Tensor, tokens: Tokens) -> _Queries:
-        """Learned content around the boxes of the image's best tokens."""
+        """Around the boxes of the image's best tokens, with their content or a learned one."""
         boxes = token_boxes(tokens.centres(), tokens.sizes_per_level)
         proposals = self.query_selection(memory, boxes, tokens.padding_mask)
         references = proposals.boxes.detach()
-        content = self.query_embed.weight[: references.shape[1]]
-        return _Queries(content.expand(memory.shape[0], -1, -1), None, references, proposals)
+        if self.token_content:
+            # Detached: the choice learns by its own loss, not what the decoder would like to see.
+            content = proposals.states.detach()
+        else:
+            content = self.query_embed.weight[: references.shape[1]].expand(len(memory), -1, -1)
+        scores = proposals.class_logits.detach().amax(dim=2)
+        return _Queries(content, None, references, scores, proposals)
 
     def _decode(self, queries: _Queries, memory: Tensor, tokens: Tokens) -> DecodedQueries:
         content, references, position = queries.content, queries.references, queries.position
@@ -190,6 +212,8 @@ class DeformableTransformer(nn.Module):
                 memory,
                 tokens,
                 attention_mask,
+                references,
+                queries.scores,
             )
             states.append(content)
             if self.reference_boxes:

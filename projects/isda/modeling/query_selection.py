@@ -19,13 +19,13 @@ class Proposals:
 
     class_logits: Tensor  # (B, N, K) float32, best first
     boxes: Tensor  # (B, N, 4) as (centre x, centre y, width, height) of the valid extent
+    states: Tensor  # (B, N, C), what both are read from
 
 
 class QuerySelection(nn.Module):
     """Class logits and a box from every token; the best N by class are chosen.
 
-    Boxes alone are handed on, what queries look for stays learned: "mixed" selection of DINO
-    (arXiv 2203.03605), on the proposals of two-stage Deformable DETR (arXiv 2010.04159, A.4).
+    The proposals of two-stage Deformable DETR (arXiv 2010.04159, A.4).
     """
 
     def __init__(self, hidden_dim: int, num_classes: int, num_queries: int):
@@ -52,8 +52,8 @@ class QuerySelection(nn.Module):
             logits = self.classes(memory.to(self.classes.weight.dtype))  # (B, S, K)
         best = logits.detach().amax(dim=2).masked_fill(padding_mask, float("-inf"))
         chosen = best.topk(min(self.num_queries, best.shape[1]), dim=1).indices[..., None]
-        boxes = self.boxes(_take(boxes, chosen), _take(memory, chosen))
-        return Proposals(_take(logits, chosen), boxes)
+        states = _take(memory, chosen)
+        return Proposals(_take(logits, chosen), self.boxes(_take(boxes, chosen), states), states)
 
 
 def token_boxes(centres: Tensor, sizes_per_level: list[tuple[int, int]]) -> Tensor:

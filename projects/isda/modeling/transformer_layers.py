@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isda.layers import MSDeformAttention
+from isda.modeling.query_relation import QueryRelation
 from isda.modeling.tokens import Tokens
 
 __all__ = ["DecoderLayer", "EncoderLayer", "FeedForward"]
@@ -51,9 +52,22 @@ class DecoderLayer(nn.Module):
     """Self-attention of the queries, deformable attention into the memory, feed-forward."""
 
     def __init__(
-        self, *, hidden_dim, num_levels, num_heads, num_points, feedforward_dim, dropout
+        self,
+        *,
+        hidden_dim,
+        num_levels,
+        num_heads,
+        num_points,
+        feedforward_dim,
+        dropout,
+        relation: bool = False,
     ) -> None:
+        """
+        Args:
+            relation: self-attention knows how boxes and scores of two queries compare.
+        """
         super().__init__()
+        self.relation = QueryRelation(hidden_dim, num_heads) if relation else None
         self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, dropout, batch_first=True)
         self.self_dropout = nn.Dropout(dropout)
         self.self_norm = nn.LayerNorm(hidden_dim)
@@ -71,11 +85,18 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         tokens: Tokens,
         attention_mask: Tensor | None = None,
+        boxes: Tensor | None = None,
+        scores: Tensor | None = None,
     ) -> Tensor:
-        located = content + query_pos
-        attended, _ = self.self_attn(
-            located, located, content, need_weights=False, attn_mask=self._per_head(attention_mask)
-        )
+        """
+        Args:
+            content, query_pos: ``(B, N, C)``.
+            reference_points: ``(B, N, levels, 2 or 4)``.
+            memory: ``(B, S, C)``.
+            attention_mask: ``(B, N, N)``, True where a row does not see a column.
+            boxes, scores: ``(B, N, 4)`` and ``(B, N)`` of the queries, for their relations.
+        """
+        attended = self._attend(content, query_pos, attention_mask, boxes, scores)
         content = self.self_norm(content + self.self_dropout(attended))
         attended = self.cross_attn(
             content + query_pos,
@@ -87,11 +108,34 @@ class DecoderLayer(nn.Module):
         content = self.cross_norm(content + self.cross_dropout(attended))
         return self.feedforward(content)
 
-    def _per_head(self, attention_mask: Tensor | None) -> Tensor | None:
-        """``(B, N, N)`` for each head, as PyTorch's attention wants it: ``(B · heads, N, N)``."""
-        if attention_mask is None:
-            return None
-        return attention_mask.repeat_interleave(self.self_attn.num_heads, dim=0)
+    def _attend(
+        self,
+        content: Tensor,
+        query_pos: Tensor,
+        mask: Tensor | None,
+        boxes: Tensor | None,
+        scores: Tensor | None,
+    ) -> Tensor:
+        """Self-attention of the queries, with their relations if there are any."""
+        located = content + query_pos
+        if self.relation is None:
+            mask = None if mask is None else self._per_head(mask[:, None])
+            return self.self_attn(located, located, content, need_weights=False, attn_mask=mask)[0]
+        pairs, bias = self.relation(boxes, scores)
+        if mask is not None:
+            bias = bias.masked_fill(mask[:, None], float("-inf"))
+        attended, weights = self.self_attn(
+            located,
+            located,
+            content,
+            attn_mask=self._per_head(bias).to(located.dtype),
+            average_attn_weights=False,
+        )
+        return attended + self.relation.read(weights, pairs)
+
+    def _per_head(self, mask: Tensor) -> Tensor:
+        """``(B, heads or 1, N, N)`` as PyTorch's attention wants it: ``(B · heads, N, N)``."""
+        return mask.expand(-1, self.self_attn.num_heads, -1, -1).flatten(0, 1)
 
 
 class FeedForward(nn.Module):
