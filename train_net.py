@@ -11,7 +11,7 @@ from isda.cli import program
 
 def main(args):
     """What each process does, for programs that import it from here."""
-    from isda.engine.program import main
+    from isda.cli.training import main
 
     return main(args)
 

@@ -15,8 +15,9 @@ sys.path.append(str(Path(__file__).parent / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
 from isda import cli
+from isda.cli.arguments import argument_parser
 from isda.data.custom_data import forget_folders
-from isda.engine.launch import argument_parser, run
+from isda.engine.launch import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "CUSTOM_DATA.md"

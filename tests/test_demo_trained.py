@@ -58,7 +58,9 @@ def test_shipped_models_are_drawn_and_evaluated(few_nuclei, tmp_path, monkeypatc
     again = [line for line in stream.getvalue().splitlines() if "left" not in line]
     assert again[len(said) :] == said[1:]
 
-    changed = model_zoo.get_config(models["ISDA"], overrides=["MODEL.ISDA.LARGEST_PART", True])
+    changed = model_zoo.get_config(
+        models["ISDA"], overrides=["MODEL.ISDA.KEEP_LARGEST_COMPONENT", True]
+    )
     monkeypatch.setattr(demo_trained.model_zoo, "get_config", lambda name: changed)
     assert demo_trained.recall(tmp_path, model_zoo.entries()[models["ISDA"]]) is None
 

@@ -6,6 +6,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from isda import add_config
+from isda.config import RENAMED_KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -84,7 +85,7 @@ def test_what_the_pages_name_exists(page):
 def test_keys_that_the_pages_name_exist(page):
     cfg = get_cfg()
     add_config(cfg)
-    known = flattened(cfg)
+    known = {**flattened(cfg), **RENAMED_KEYS}
     text = (ROOT / page).read_text()
     named = set(
         re.findall(r"\b(?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[A-Z0-9_.]+\b", text)

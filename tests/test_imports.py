@@ -17,7 +17,7 @@ def test_a_prediction_needs_neither_dynamo_nor_matplotlib_nor_scipy():
         "import numpy as np\n"
         "from isda import Predictor, model_zoo\n"
         "opts = ['INPUT.MIN_SIZE_TEST', 64, 'INPUT.MAX_SIZE_TEST', 64]\n"
-        "opts += ['MODEL.ISDA.LARGEST_PART', False, 'MODEL.DEVICE', 'cpu']\n"
+        "opts += ['MODEL.ISDA.KEEP_LARGEST_COMPONENT', False, 'MODEL.DEVICE', 'cpu']\n"
         "for name in ('nuclei/isda_boxes_mobilenet_v2', 'nuclei/mask_rcnn_mobilenet_v2'):\n"
         "    cfg = model_zoo.get_config(name, trained=True, overrides=opts)\n"
         "    Predictor(cfg)(np.zeros((64, 64, 3), np.uint8))\n"

@@ -14,9 +14,9 @@ import importlib
 import importlib.abc
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-__all__ = ["put_off_dynamo", "spare_convolutions_dynamo", "uncollected"]
+__all__ = ["before_import_of", "put_off_dynamo", "spare_convolutions_dynamo", "uncollected"]
 
 _ASKING = "torchvision.ops.roi_align"
 _ASKED = "torch._dynamo.utils"
@@ -39,7 +39,15 @@ def uncollected() -> Iterator[None]:
 def put_off_dynamo() -> None:
     """Let ``torchvision`` import without ``torch._dynamo``, unless either was imported before."""
     if _ASKED not in sys.modules and _ASKING not in sys.modules:
-        sys.meta_path.insert(0, _Watcher())
+        before_import_of(_ASKING, _lay_out_stand_in)
+
+
+def before_import_of(name: str, action: Callable[[], None]) -> None:
+    """Call ``action()`` once, right before a module is imported; now, if it has been already."""
+    if name in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _Watcher(name, action))
 
 
 def spare_convolutions_dynamo() -> None:
@@ -51,14 +59,20 @@ def spare_convolutions_dynamo() -> None:
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds nothing; lays out the stand-in when the module that asks for it is looked for."""
+    """Finds nothing; acts when a module is looked for."""
+
+    def __init__(self, name: str, action: Callable[[], None]):
+        self.name, self.action = name, action
 
     def find_spec(self, name: str, path=None, target=None) -> None:
-        if name != _ASKING:
-            return
-        sys.meta_path.remove(self)
-        if _ASKED not in sys.modules:
-            sys.modules[_ASKED] = _StandIn(_ASKED)
+        if name == self.name:
+            sys.meta_path.remove(self)
+            self.action()
+
+
+def _lay_out_stand_in() -> None:
+    if _ASKED not in sys.modules:
+        sys.modules[_ASKED] = _StandIn(_ASKED)
 
 
 class _StandIn(types.ModuleType):

@@ -1,5 +1,8 @@
 """Every configuration key that this project adds to Detectron2's, with its default."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from detectron2.config import CfgNode as CN
 
 __all__ = [
@@ -9,7 +12,17 @@ __all__ = [
     "add_isda_config",
     "add_istr_config",
     "add_solo_config",
+    "present_names",
+    "RENAMED_KEYS",
 ]
+
+# Old names of keys, which are accepted in files, on the command line and in checkpoints.
+RENAMED_KEYS = {"MODEL.ISDA.LARGEST_PART": "MODEL.ISDA.KEEP_LARGEST_COMPONENT"}
+
+
+def present_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by full names of keys, with present names in the place of old ones."""
+    return {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
 
 
 def add_config(cfg: CN) -> None:
@@ -114,8 +127,8 @@ def _add_isda(cfg: CN) -> None:
     cfg.MODEL.ISDA.CLASS_COST = 2.0
     cfg.MODEL.ISDA.MASK_COST = 3.0
     cfg.MODEL.ISDA.MASK_THRESHOLD = 0.5  # a pixel belongs to an instance above this probability
-    # At inference keep only the largest connected part of each mask. Not in the paper.
-    cfg.MODEL.ISDA.LARGEST_PART = False
+    # At inference keep only the largest connected component of each mask. Not in the paper.
+    cfg.MODEL.ISDA.KEEP_LARGEST_COMPONENT = False
     _add_isda_boxes(cfg)
 
 

@@ -1,6 +1,6 @@
 """What a user hears instead of a traceback."""
 
-__all__ = ["UsageError", "UserError"]
+__all__ = ["ConfigError", "UsageError", "UserError"]
 
 
 class UserError(Exception):
@@ -18,3 +18,7 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """Arguments of a command that do not go together; its usage is shown as well."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be used; the message names the key and the remedy."""

@@ -15,7 +15,7 @@ from isda.benchmarking.workload import (
     num_classes,
     synthetic_inputs,
 )
-from isda.engine.setup import ConfigError
+from isda.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"

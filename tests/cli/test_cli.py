@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser
 
 import isda
 from isda import cli
-from isda.engine.arguments import argument_parser
+from isda.cli.arguments import argument_parser
 from isda.errors import UsageError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +135,7 @@ def test_a_reader_that_has_gone_is_no_error():
 
 # Caught by the part that raises them, which says it in an error of the family.
 INTERNAL = {
+    "ArgumentError",
     "ForbiddenNameError",
     "ProbeError",
     "SafetensorsError",

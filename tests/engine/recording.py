@@ -1,34 +1,37 @@
 """A configuration that notes which of its keys are read."""
 
+from collections.abc import Callable
+from typing import ClassVar
+
 from detectron2.config import CfgNode
 
+__all__ = ["Recording", "keys_read", "recording"]
 
-class RecordingNode(CfgNode):
-    """A node that adds the full name of each value that is asked for to ``read``."""
 
-    def __init__(self, node: CfgNode, read: set[str], prefix: str = ""):
-        super().__init__()
-        object.__setattr__(self, "_recorded", (read, prefix))
-        for key, value in node.items():
-            if isinstance(value, CfgNode):
-                value = RecordingNode(value, read, f"{prefix}{key}.")
-            dict.__setitem__(self, key, value)
+class Recording(CfgNode):
+    """A node that notes the full name of each key that is read from it or from its copies."""
+
+    read: ClassVar[set[str]] = set()
 
     def __getitem__(self, key):
-        value = dict.__getitem__(self, key)
+        value = super().__getitem__(key)
         if not isinstance(value, CfgNode):
-            read, prefix = object.__getattribute__(self, "_recorded")
-            read.add(f"{prefix}{key}")
+            self.read.add(f"{self.__dict__['_prefix']}{key}")
         return value
 
-    def __getattr__(self, key):
-        if key not in self:
-            raise AttributeError(key)
-        return self[key]
+
+def recording(cfg: CfgNode, prefix: str = "") -> Recording:
+    node = Recording()
+    node.__dict__["_prefix"] = prefix
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            value = recording(value, f"{prefix}{key}.")
+        dict.__setitem__(node, key, value)
+    return node
 
 
-def keys_read(cfg: CfgNode, action) -> set[str]:
+def keys_read(cfg: CfgNode, action: Callable[[CfgNode], object]) -> set[str]:
     """Full names of the keys that ``action(cfg)`` reads."""
-    read: set[str] = set()
-    action(RecordingNode(cfg, read))
-    return read
+    Recording.read.clear()
+    action(recording(cfg))
+    return set(Recording.read)

@@ -7,8 +7,9 @@ from torch import nn
 from toys import RETINANET, toy_config, toy_data
 
 from isda.engine.architectures import check_trainable, has_masks, node_with_classes
-from isda.engine.setup import ConfigError, check_config, resolve_classes
+from isda.engine.setup import check_config, resolve_classes
 from isda.engine.trainer import Trainer
+from isda.errors import ConfigError
 
 
 @META_ARCH_REGISTRY.register()

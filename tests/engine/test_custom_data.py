@@ -12,12 +12,13 @@ import torch
 from detectron2.modeling import build_model
 from toys import ISTR, call, toy_config, write_toy_data
 
+from isda.cli.arguments import argument_parser
 from isda.data.custom_data import forget_folders
 from isda.data.errors import DatasetError
 from isda.engine.custom_data import use_custom_data
-from isda.engine.launch import argument_parser
-from isda.engine.setup import ConfigError, load_config, setup
+from isda.engine.setup import load_config, setup
 from isda.engine.trainer import Trainer
+from isda.errors import ConfigError
 from isda.prediction.predictor import Predictor
 
 

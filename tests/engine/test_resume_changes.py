@@ -13,11 +13,11 @@ from toys import call, register_toy_data, same_weights, toy_config, toy_data
 
 from isda.checkpoint import Checkpointer, WeightsError, open_last_checkpoint
 from isda.engine.config_keys import OnResume, flattened, idle_reason, on_resume
-from isda.engine.errors import ConfigError
 from isda.engine.hooks import tidy_metrics
 from isda.engine.resuming import Resumption, find_resumption
 from isda.engine.setup import _resolve_seed, load_config
 from isda.engine.trainer import Trainer
+from isda.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

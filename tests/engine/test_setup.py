@@ -6,7 +6,9 @@ import yaml
 from toys import ISTR, SOLO, SOLOV2, toy_config, toy_data
 
 from isda.engine import setup as configuration
-from isda.engine.setup import ConfigError, check_config, load_config, resolve_schedule, setup
+from isda.engine.resuming import read_flat
+from isda.engine.setup import check_config, given_keys, load_config, resolve_schedule, setup
+from isda.errors import ConfigError
 
 
 def write(path, content):
@@ -341,3 +343,17 @@ def test_an_unknown_data_set(tmp_path):
     args = arguments(toy_config(tmp_path / "out", "DATASETS.TEST", ("toyy",)), tmp_path)
     with pytest.raises(ValueError, match="'toyy'.*did you mean toy"):
         setup(args)
+
+
+def test_old_names_of_keys_are_accepted_with_a_notice(tmp_path, caplog):
+    old, new = "MODEL.ISDA.LARGEST_PART", "MODEL.ISDA.KEEP_LARGEST_COMPONENT"
+    file = tmp_path / "old.yaml"
+    file.write_text("MODEL: {ISDA: {LARGEST_PART: True}}\n")
+    for _ in range(2):
+        assert load_config(str(file)).MODEL.ISDA.KEEP_LARGEST_COMPONENT
+    assert caplog.messages == [f"{old} in {file} is now called {new}"]
+    cfg = load_config(str(file), [old, "False"])
+    assert not cfg.MODEL.ISDA.KEEP_LARGEST_COMPONENT
+    assert "LARGEST_PART" not in cfg.MODEL.ISDA
+    assert given_keys(str(file), [old, "False"]) == [new]
+    assert read_flat(file.read_text()) == {new: True}

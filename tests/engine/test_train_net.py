@@ -7,7 +7,8 @@ import pytest
 import torch
 from toys import ISTR, call, toy_config, toy_data
 
-from isda.engine.launch import argument_parser, run
+from isda.cli.arguments import argument_parser
+from isda.engine.launch import run
 from isda.engine.setup import load_config
 from isda.modeling.mask_dictionary import MaskDictionary
 from isda.prediction.predictor import Predictor

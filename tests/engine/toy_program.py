@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from toys import register_toy_data
 from train_net import main
 
-from isda.engine.launch import argument_parser, run
+from isda.cli.arguments import argument_parser
+from isda.engine.launch import run
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -17,7 +17,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 from torch import nn
 
 from isda import add_config
-from isda.engine.launch import argument_parser, run
+from isda.cli.arguments import argument_parser
+from isda.engine.launch import run
 from isda.meta_arch.isda import ISDA
 from isda.modeling.backbone.fpn import with_fpn
 

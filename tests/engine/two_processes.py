@@ -13,8 +13,9 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from toys import BLENDMASK, BOXES, CONDINST, ISTR, SOLOV2, register_toy_data, same_size_config
 
+from isda.cli.arguments import argument_parser
 from isda.engine.custom_data import use_custom_data
-from isda.engine.launch import argument_parser, run
+from isda.engine.launch import run
 from isda.engine.trainer import Trainer
 
 OVERRIDES = ("MODEL.DEVICE", "cpu")  # read by the launcher: gloo

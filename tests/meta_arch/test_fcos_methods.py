@@ -12,7 +12,8 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from small_models import ROOT, small_config
 from torch import nn
 
-from isda.engine.setup import ConfigError, check_config, load_config
+from isda.engine.setup import check_config, load_config
+from isda.errors import ConfigError
 from isda.modeling.fcos import Detections
 from isda.modeling.postprocessing import binary_masks, paste_masks
 from isda.modeling.upsampling import aligned_bilinear
@@ -221,7 +222,10 @@ def test_values_are_checked(name):
     for opts, message in (
         ([f"MODEL.{node}.BRANCH_IN_FEATURES", "['p5','p6']"], "strides \\[32, 64\\]"),
         ([f"MODEL.{node}.IN_FEATURES", "['p2','p7']"], "names \\['p7'\\]"),
-        ([f"MODEL.{node}.NUM_CLASSES", "0"], f"MODEL.{node}.NUM_CLASSES must be positive"),
+        (
+            [f"MODEL.{node}.NUM_CLASSES", "0", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"],
+            f"MODEL.{node}.NUM_CLASSES is 0 and DATASETS.TRAIN is empty",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             build_model(small_config(name, *opts))

@@ -13,13 +13,13 @@ from isda.modeling.postprocessing import possible_windows, select_instances
 PHOTOS = Path(__file__).parents[2] / "datasets/nuclei_mini/images"
 
 
-@pytest.mark.parametrize("largest_part", [False, True])
+@pytest.mark.parametrize("keep_largest_component", [False, True])
 @pytest.mark.parametrize("mask_stride", [1, 2, 4])
 def test_a_model_with_ellipses(
-    tiny_isda_boxes, confident, random_input, mask_stride, largest_part, monkeypatch
+    tiny_isda_boxes, confident, random_input, mask_stride, keep_largest_component, monkeypatch
 ):
     model = confident(tiny_isda_boxes(mask_stride=mask_stride)).eval()
-    model.largest_part = largest_part
+    model.keep_largest_component = keep_largest_component
     inputs = [random_input(97, 131), random_input(65, 199, seed=1)]
     inputs[1] |= {"height": 130, "width": 77}
     images, found = model.preprocess(inputs), []
@@ -40,7 +40,7 @@ def test_a_model_with_ellipses(
             image_size=tuple(images.image_sizes[index]),
             padded_size=tuple(images.tensor.shape[-2:]),
             output_size=(x["height"], x["width"]),
-            largest_part=largest_part,
+            keep_largest_component=keep_largest_component,
         )
         assert len(expected) > 3
         torch.testing.assert_close(instances.scores, expected.scores, rtol=1e-6, atol=0)

@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from isda import model_zoo
 from isda.checkpoint import WeightsError
-from isda.engine.setup import ConfigError
+from isda.errors import ConfigError
 from isda.model_zoo import ModelZooError, catalog
 from isda.model_zoo.weights import sha256_of
 

@@ -20,7 +20,7 @@ FORMS = pytest.mark.parametrize("form", [largest_components, in_graph])
 
 
 @FORMS
-def test_only_the_largest_part_stays(form):
+def test_only_the_largest_component_stays(form):
     masks = torch.stack(
         [
             drawing("99..7", "..9.7", "...4.", "6..4."),  # by corners; 4 is not above

@@ -72,5 +72,5 @@ def test_noised_boxes_start_at_their_own_ground_truth():
 
 
 def test_a_number_of_queries_must_be_positive():
-    with pytest.raises(ValueError, match="positive, got 0"):
+    with pytest.raises(ValueError, match="num_queries must be at least 1, got 0"):
         DenoisingQueries(8, 3, 0)

@@ -154,8 +154,8 @@ def test_checkpoint_with_another_dictionary_is_one_sentence():
     assert len(lines) == 2  # PyTorch's own first line, and ours
     assert lines[1].strip() == (
         "mask_embedding.components is a mask dictionary of 4 components for 7×7 masks in the "
-        "checkpoint, of 5 components for 6×6 masks here: set MODEL.ISTR.EMBEDDING_DIM 4 and "
-        "MODEL.ISTR.MASK_SIZE 7"
+        "checkpoint, of 5 components for 6×6 masks here: build the model for 4 "
+        "components and a side of 7"
     )
 
 
@@ -232,8 +232,8 @@ def test_dictionary_of_another_size_is_one_sentence(tmp_path, asked):
     dim, side = asked.get("dim", 5), asked.get("side", 6)
     assert str(failure.value) == (
         f"{tmp_path / 'd.npz'}: is a mask dictionary of 5 components for 6×6 masks, asked for are "
-        f"{dim} components for {side}×{side} masks: change MODEL.ISTR.EMBEDDING_DIM and "
-        "MODEL.ISTR.MASK_SIZE, or fit another dictionary with isda mask-dictionary fit "
+        f"{dim} components for {side}×{side} masks: ask for what it has, or fit another with "
+        "isda mask-dictionary fit "
         f"--side {side} --dim {dim}"
     )
 

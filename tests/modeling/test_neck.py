@@ -91,14 +91,14 @@ def test_an_fpn_has_all_levels_already():
 @pytest.mark.parametrize(
     ("in_features", "hidden_dim", "message"),
     [
-        (NAMES, 48, r"MODEL\.ISDA\.HIDDEN_DIM must be a multiple of 32, got 48"),
-        (NAMES, -32, r"MODEL\.ISDA\.HIDDEN_DIM must be a multiple of 32, got -32"),
+        (NAMES, 48, "hidden_dim must be a positive multiple of 32, .*got 48"),
+        (NAMES, -32, "hidden_dim must be a positive multiple of 32, .*got -32"),
         (
             ["res2", "res3", "res4", "p5"],
             64,
-            r"MODEL\.ISDA\.IN_FEATURES names \['p5'\], but the backbone gives \['res2', 'res3'",
+            r"in_features names \['p5'\], but the backbone gives \['res2', 'res3'",
         ),
-        (NAMES[1:], 64, r"have the strides \[8, 16, 32\]; ISDA needs \[4, 8, 16, 32\]"),
+        (NAMES[1:], 64, r"have the strides \[8, 16, 32\]; they must be \[4, 8, 16, 32\]"),
         (NAMES[::-1], 64, r"have the strides \[32, 16, 8, 4\]"),
     ],
 )

@@ -101,14 +101,14 @@ def test_an_image_without_any_mask():
     assert instances.pred_boxes.tensor.shape == (0, 4)
 
 
-def test_the_largest_part_alone():
+def test_the_largest_component_alone():
     mask_logits = torch.full((1, 1, 8, 12), -5.0)
     mask_logits[0, 0, 1:4, 1:4] = 5
     mask_logits[0, 0, 6, 7:9] = 1
     prediction = prediction_of(torch.zeros(1, 1, 1), mask_logits)
     both, one = (
-        select_instances(prediction, 0, largest_part=largest_part, **SIZES)
-        for largest_part in (False, True)
+        select_instances(prediction, 0, keep_largest_component=keep_largest_component, **SIZES)
+        for keep_largest_component in (False, True)
     )
     assert torch.equal(one.scores, both.scores)
     mask_logits[0, 0, 6] = -100

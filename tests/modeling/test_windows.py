@@ -223,20 +223,24 @@ def assert_same(found, expected):
     ("large", "gathered"),  # the whole map always, sometimes, never; some together, one by one
     [(0.0, 2**16), (0.2, 2**16), (2.0, 1)],
 )
-@pytest.mark.parametrize("largest_part", [False, True])
+@pytest.mark.parametrize("keep_largest_component", [False, True])
 @pytest.mark.parametrize(
     ("threshold", "weight"),  # of small masks, and of masks all over the image
     [(0.4, 3.0), (0.5, 0.1), (0.7, 0.4)],
 )
 def test_windows_give_what_the_full_product_gives(
-    large, gathered, largest_part, threshold, weight, monkeypatch
+    large, gathered, keep_largest_component, threshold, weight, monkeypatch
 ):
     monkeypatch.setattr(windows, "_LARGE", large)
     monkeypatch.setattr(windows, "_WHOLE_CELLS", 7 * 40 * 56)
     monkeypatch.setattr(windows, "_GATHERED", gathered)
     image_sizes = [(80, 112), (53, 99)]
     prediction = predictions(image_sizes=image_sizes, weight=weight)
-    kinds = {"max_instances": 45, "threshold": threshold, "largest_part": largest_part}
+    kinds = {
+        "max_instances": 45,
+        "threshold": threshold,
+        "keep_largest_component": keep_largest_component,
+    }
     for index, image_size in enumerate(image_sizes):
         for output_size in (image_size, (150, 121), (31, 40)):
             found, expected = both(prediction, index, image_size, output_size, **kinds)
@@ -282,7 +286,7 @@ def test_small_masks_are_computed_in_small_windows(monkeypatch):
 def test_no_instance_at_all():
     prediction = predictions(weight=0.0)
     prediction.kernels[..., -1] -= 100.0
-    found, expected = both(prediction, 0, (80, 112), (90, 100), largest_part=True)
+    found, expected = both(prediction, 0, (80, 112), (90, 100), keep_largest_component=True)
     assert_same(found, expected)
     assert found.pred_masks.shape == (0, 90, 100)
     assert found.pred_boxes.tensor.shape == (0, 4)

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # queries.
 SIZES = [(96, 128), (131, 170), (310, 97)]
 INFO = {"names": ["a", "b", "c"], "min_size": 128, "max_size": 256, "mask_threshold": 0.5}
-ONE_PIECE = "isda, the largest part of each mask"
+LARGEST_COMPONENT = "isda, the largest component of each mask"
 # How a pixel compares with the threshold.
-IN_MASK = {"isda": torch.gt, ONE_PIECE: torch.gt, "isda_boxes": torch.gt, "istr": torch.ge}
+IN_MASK = {"isda": torch.gt, LARGEST_COMPONENT: torch.gt, "isda_boxes": torch.gt, "istr": torch.ge}
 
 # Of scores. Layers of random weights move boxes, and steep ellipses with them, by what rounding
 # changes: 1.3e-4 was seen.
@@ -43,8 +43,8 @@ class Exported(NamedTuple):
 
 @functools.cache
 def exported(name: str) -> Exported:
-    model = small_model("isda" if name == ONE_PIECE else name)
-    model.largest_part = name == ONE_PIECE
+    model = small_model("isda" if name == LARGEST_COMPONENT else name)
+    model.keep_largest_component = name == LARGEST_COMPONENT
     return Exported(model, export.export_program(export.exportable(model, "BGR")))
 
 

@@ -379,3 +379,24 @@ def test_low_precision_embedded_predictions_are_lifted_to_float32(dtype):
     for name, loss in found.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected[name])
+
+
+def test_another_mask_loss():
+    """L1 of the masks; summed over pairs, divided by their number, in chunks or not."""
+
+    def mean_error(probs, targets, weights=None):
+        assert weights is None
+        return (probs - targets).abs().mean(dim=1)
+
+    predictions, targets = random_predictions(), random_targets()
+    losses = MaskCriterion(MaskMatcher(), mask_loss=mean_error)(predictions, targets)
+    errors = []
+    for image, (match, target) in enumerate(zip(MaskMatcher()(predictions, targets), targets)):
+        height, width = target.masks.shape[1:]
+        for layer, query, instance in zip(match.layers, match.queries, match.targets):
+            if layer == NUM_LAYERS - 1:
+                kernel = predictions[layer].kernels[image, query]
+                features = predictions[layer].mask_features[image, :, :height, :width]
+                probs = torch.einsum("c,chw->hw", kernel, features).sigmoid()
+                errors.append((probs - target.masks[instance]).abs().mean())
+    torch.testing.assert_close(losses["loss_mask"], 3 * torch.stack(errors).mean())

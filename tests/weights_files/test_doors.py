@@ -26,10 +26,12 @@ import publish_model
 from isda import Predictor, cli, model_zoo
 from isda import exported as exported_runner
 from isda.checkpoint import Checkpointer, WeightsError
+from isda.cli.arguments import argument_parser
 from isda.engine.hooks import BestCheckpointer
-from isda.engine.launch import argument_parser, run
-from isda.engine.setup import ConfigError, check_config, load_config
+from isda.engine.launch import run
+from isda.engine.setup import check_config, load_config
 from isda.engine.trainer import Trainer
+from isda.errors import ConfigError
 from isda.mask_dictionary.parts import Part
 from isda.model_zoo.weights import sha256_of
 from isda.modeling.backbone.torch_backbone import build_torch_backbone

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isda.engine.arguments import add_crowds_argument, config_file
+from isda.cli.arguments import add_crowds_argument, config_file
 from isda.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def read_config(args: argparse.Namespace):
     """
     if not (args.config_file or args.opts):
         return None
-    from isda.engine.setup import ConfigError, check_config, load_config
+    from isda.engine.setup import check_config, load_config
+    from isda.errors import ConfigError
 
     try:
         cfg = load_config(args.config_file or "", args.opts)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isda.engine.arguments import config_file
+from isda.cli.arguments import config_file
 from isda.model_zoo.catalog import get_config_file
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         expected_weights,
         find_source,
     )
-    from isda.engine.setup import load_config
+    from isda.engine.setup import load_config, resolve_classes
     from isda.weights_files import read_state_dict
 
     weights = read_state_dict(args.input)
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     check_backbone(cfg, args.source, args.input, args.config_file)
     asked = args.opts[::2]
     settings = apply_settings(cfg, table.settings(weights), asked, partial=args.partial)
+    resolve_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     result = convert(weights, args.source, expected_weights(cfg))
     print(result)
     write(result, settings, args)

@@ -7,7 +7,7 @@ isda eval --config-file FILE --dataset path/to/my_data MODEL.WEIGHTS model.pth
 import argparse
 
 from isda._imports import uncollected
-from isda.engine.arguments import add_run_arguments
+from isda.cli.arguments import add_run_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with uncollected():
-        from isda.engine import launch, program
+        from isda.cli import training
+        from isda.engine import launch
 
-    launch.run(program.main, args)
+    launch.run(training.main, args)

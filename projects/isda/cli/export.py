@@ -12,7 +12,7 @@ compared with the model's own on real images; the exit status is 1 if they diffe
 import argparse
 from pathlib import Path
 
-from isda.engine.arguments import config_file
+from isda.cli.arguments import config_file
 from isda.errors import UsageError, UserError
 
 EXPECTED = (OSError, ValueError)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from isda import console
 from isda._imports import uncollected
+from isda.cli.arguments import config_file
 from isda.console import printable
-from isda.engine.arguments import config_file
 from isda.errors import UsageError
 from isda.model_zoo.catalog import entry_of
 from isda.prediction.errors import RequestError

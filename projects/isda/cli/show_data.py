@@ -9,8 +9,8 @@ import argparse
 import itertools
 from pathlib import Path
 
+from isda.cli.arguments import config_file
 from isda.cli.registering import add_import_argument, import_named
-from isda.engine.arguments import config_file
 from isda.errors import UsageError
 
 EXPECTED = (ImportError, OSError, ValueError)

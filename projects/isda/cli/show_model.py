@@ -17,8 +17,8 @@ all:         whatever of these the model has.
 
 import argparse
 
+from isda.cli.arguments import config_file
 from isda.cli.registering import add_import_argument, import_named
-from isda.engine.arguments import config_file
 
 EXPECTED = (ImportError, OSError, ValueError)
 DRAWINGS = ("predictions", "sampling", "attention", "features", "ellipse", "steps")

@@ -12,7 +12,7 @@ FILE is a path, or the name of a recipe that the package has. Keys: isda config 
 import argparse
 
 from isda._imports import uncollected
-from isda.engine.arguments import add_training_arguments
+from isda.cli.arguments import add_training_arguments
 
 EPILOG = """\
 What people need first:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with uncollected():
-        from isda.engine import launch, program
+        from isda.cli import training
+        from isda.engine import launch
 
-    launch.run(program.main, args)
+    launch.run(training.main, args)

@@ -8,7 +8,6 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from isda.conversion.sources import SOURCES, detect
-from isda.engine.setup import resolve_classes
 from isda.errors import UserError
 
 __all__ = [
@@ -87,5 +86,4 @@ def expected_weights(cfg: CfgNode) -> dict[str, Tensor]:
     """The state dict of the config's model, whose own dictionary and weights are not read."""
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ISTR.MASK_DICTIONARY = ""
-    resolve_classes(cfg, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     return build_model(cfg).state_dict()

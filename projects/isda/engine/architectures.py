@@ -5,7 +5,7 @@ import difflib
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from isda.engine.errors import ConfigError
+from isda.errors import ConfigError
 from isda.meta_arch import METHODS
 from isda.requirements import Requirement
 

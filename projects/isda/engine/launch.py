@@ -14,12 +14,11 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from isda import console
-from isda.engine.arguments import argument_parser
-from isda.engine.setup import ConfigError, check_config, configured, uses_cuda
-from isda.errors import UserError
+from isda.engine.setup import check_config, configured, uses_cuda
+from isda.errors import ConfigError, UserError
 from isda.files import is_full, write_error
 
-__all__ = ["argument_parser", "run"]
+__all__ = ["run"]
 
 # What the user can mend: the message says all, a traceback would bury it.
 _USER_ERRORS = (UserError, FloatingPointError)

@@ -6,9 +6,10 @@ import yaml
 from detectron2.config import CfgNode
 
 from isda.checkpoint import classes_in, compare_classes, open_last_checkpoint
+from isda.config import present_names
 from isda.data.classes import classes_of
 from isda.engine.config_keys import OnResume, flattened, idle_reason, on_resume
-from isda.engine.errors import ConfigError
+from isda.errors import ConfigError
 
 __all__ = ["Resumption", "find_resumption", "saved_config"]
 
@@ -88,12 +89,12 @@ def saved_config(state: dict) -> dict[str, Any]:
 
 
 def read_flat(text: str) -> dict[str, Any]:
-    """Values by the full names of keys; none of what is no table of keys."""
+    """Values by the full, present names of keys; none of what is no table of keys."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError:
         return {}
-    return flattened(content) if isinstance(content, dict) else {}
+    return present_names(flattened(content)) if isinstance(content, dict) else {}
 
 
 def _is_idle(cfg: CfgNode, key: str) -> bool:

@@ -2,10 +2,11 @@
 
 import argparse
 import difflib
+import functools
 import logging
 import os
 from ast import literal_eval
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from isda import add_config
+import isda.modeling.backbone  # noqa: F401  (registers the backbones)
+from isda.config import RENAMED_KEYS, add_config, present_names
 from isda.console import unguarded
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
@@ -31,15 +33,14 @@ from isda.engine.architectures import (
 from isda.engine.config_keys import flattened, without_effect
 from isda.engine.custom_data import use_custom_data
 from isda.engine.devices import DeviceError, check_device
-from isda.engine.errors import ConfigError
 from isda.engine.resuming import Resumption, find_resumption, read_flat
+from isda.errors import ConfigError
 from isda.files import write_error, write_text
-from isda.requirements import POSITIVE, SHARE, at_least, one_of
+from isda.requirements import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, at_least, one_of, violation
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = [
     "REQUIREMENTS",
-    "ConfigError",
     "check_config",
     "load_config",
     "resolve_schedule",
@@ -191,7 +192,7 @@ def _pairs(opts: list[str]) -> list[tuple[str, str]]:
 
 def _merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> None:
     known = flattened(cfg)
-    for key, value in pairs:
+    for key, value in _renamed(pairs, source):
         if key not in known:
             raise ConfigError(f"unknown config key {key} in {source}{_suggestion(key, known)}")
         try:
@@ -201,6 +202,19 @@ def _merge(cfg: CfgNode, pairs: Iterable[tuple[str, Any]], source: str) -> None:
             raise ConfigError(
                 f"{key} in {source} must be of type {wanted}, as {known[key]!r}; got {value!r}"
             ) from error
+
+
+def _renamed(pairs: Iterable[tuple[str, Any]], source: str) -> Iterator[tuple[str, Any]]:
+    """Keys by their present names, with one notice for each that has an old one."""
+    for key, value in pairs:
+        if key in RENAMED_KEYS:
+            _notice(key, source)
+        yield RENAMED_KEYS.get(key, key), value
+
+
+@functools.cache  # a program loads its configuration several times
+def _notice(key: str, source: str) -> None:
+    logger.warning("%s in %s is now called %s", key, source, RENAMED_KEYS[key])
 
 
 def _as_float(value: Any, default: Any) -> Any:
@@ -270,7 +284,7 @@ def given_keys(config_file: str, opts: Sequence[str] | None) -> list[str]:
         own.pop("_BASE_", None)
     if len(own) > len(flattened(get_cfg())) / 2:
         own = {}
-    return [*own, *(opts or [])[::2]]
+    return [*present_names(dict.fromkeys([*own, *(opts or [])[::2]]))]
 
 
 def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -350,29 +364,29 @@ REQUIREMENTS = {
     "INPUT.INTENSITY": (check_intensity, INTENSITY_RULES),
     "INPUT.PAGE": at_least(-1),
     "INPUT.CHANNEL": at_least(-1),
-    "INPUT.MAX_PIXELS": at_least(1),
+    "INPUT.MAX_PIXELS": COUNT,
     "INPUT.MIN_SIZE_TRAIN": (
         lambda sizes: len(sizes) > 0 and all(size >= 0 for size in sizes),
         "one or more sizes in pixels, each at least 0",
     ),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
-    "INPUT.MAX_SIZE_TRAIN": at_least(1),
-    "INPUT.MIN_SIZE_TEST": at_least(0),
-    "INPUT.MAX_SIZE_TEST": at_least(1),
-    "SOLVER.IMS_PER_BATCH": at_least(1),
-    "SOLVER.ACCUMULATION": at_least(1),
-    "SOLVER.MAX_ITER": at_least(1),
+    "INPUT.MAX_SIZE_TRAIN": COUNT,
+    "INPUT.MIN_SIZE_TEST": NOT_NEGATIVE,
+    "INPUT.MAX_SIZE_TEST": COUNT,
+    "SOLVER.IMS_PER_BATCH": COUNT,
+    "SOLVER.ACCUMULATION": COUNT,
+    "SOLVER.MAX_ITER": COUNT,
     "SOLVER.BASE_LR": POSITIVE,
     "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
-    "SOLVER.BACKBONE_MULTIPLIER": at_least(0),
-    "SOLVER.SAMPLING_MULTIPLIER": at_least(0),
-    "SOLVER.REFERENCE_BATCH": at_least(0),
-    "SOLVER.EPOCHS": at_least(0),
-    "SOLVER.CHECKPOINT_EPOCHS": at_least(0),
-    "SOLVER.CHECKPOINT_PERIOD": at_least(1),
-    "SOLVER.WARMUP_ITERS": at_least(0),
-    "SOLVER.EARLY_STOP.PATIENCE": at_least(0),
-    "SOLVER.MAX_NONFINITE_STEPS": at_least(1),
+    "SOLVER.BACKBONE_MULTIPLIER": NOT_NEGATIVE,
+    "SOLVER.SAMPLING_MULTIPLIER": NOT_NEGATIVE,
+    "SOLVER.REFERENCE_BATCH": NOT_NEGATIVE,
+    "SOLVER.EPOCHS": NOT_NEGATIVE,
+    "SOLVER.CHECKPOINT_EPOCHS": NOT_NEGATIVE,
+    "SOLVER.CHECKPOINT_PERIOD": COUNT,
+    "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
+    "SOLVER.EARLY_STOP.PATIENCE": NOT_NEGATIVE,
+    "SOLVER.MAX_NONFINITE_STEPS": COUNT,
     "SOLVER.AMP.DTYPE": one_of("bfloat16", "float16"),
     "SOLVER.AMP.IF_SLOWER": one_of("float32", "keep"),
     "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
@@ -380,11 +394,11 @@ REQUIREMENTS = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
     "TEST.AMP.DTYPE": one_of("bfloat16", "float16"),
     "TEST.AMP.IF_SLOWER": one_of("float32", "keep"),
-    "TEST.EVAL_EPOCHS": at_least(0),
-    "TEST.EVAL_PERIOD": at_least(0),
-    "TEST.DETECTIONS_PER_IMAGE": at_least(1),
+    "TEST.EVAL_EPOCHS": NOT_NEGATIVE,
+    "TEST.EVAL_PERIOD": NOT_NEGATIVE,
+    "TEST.DETECTIONS_PER_IMAGE": COUNT,
     "TEST.PRECISE_BN.ENABLED": (lambda value: not value, "False: this trainer has no precise BN"),
-    "DATALOADER.NUM_WORKERS": at_least(0),
+    "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
     "MODEL.WEIGHTS_MIN_MATCHED": SHARE,
     "MODEL.LOAD_PROPOSALS": (lambda value: not value, "False: proposals in files are not read"),
 }
@@ -397,9 +411,10 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         ConfigError: with the first key that is wrong.
     """
     values = flattened(cfg)
-    for key, (holds, requirement) in (REQUIREMENTS | node_requirements(cfg)).items():
-        if not holds(values[key]):
-            raise ConfigError(f"{key} must be {requirement}, got {values[key]!r}")
+    for key, requirement in (REQUIREMENTS | node_requirements(cfg)).items():
+        text = violation(values[key], requirement)
+        if text:
+            raise ConfigError(f"{key} {text}")
     check_trainable(cfg)
     try:
         check_device(cfg.MODEL.DEVICE, may_lack_cuda=True)

@@ -108,7 +108,7 @@ class ISDATrace(_Trace):
     references: list[Tensor]
     samples: list[LayerSamples]  # L
     predictions: list[SetPrediction]  # L, each of a batch of one
-    largest_part: bool = False  # whether that is all that is kept of a mask
+    keep_largest_component: bool = False  # whether that is all that is kept of a mask
     ellipse: bool = False  # whether kernels draw one
     chosen: bool = False  # whether the first boxes come from the image
 
@@ -207,7 +207,7 @@ class ISDATrace(_Trace):
             output_size=self.instances.image_size,
             max_instances=1,
             threshold=self.mask_threshold,
-            largest_part=self.largest_part,
+            keep_largest_component=self.keep_largest_component,
         )
         return _named(instance, query)
 
@@ -286,7 +286,7 @@ def trace_isda(predictor: Predictor, image: np.ndarray) -> ISDATrace:
         references=_references(model.transformer, decoded),
         samples=[_layer_samples(module, calls[module][0]) for module in attentions],
         predictions=_predictions(model.instance_head, decoded, features.output),
-        largest_part=model.largest_part,
+        keep_largest_component=model.keep_largest_component,
         ellipse=model.instance_head.ellipse is not None,
         chosen=decoded.proposals is not None,
     )

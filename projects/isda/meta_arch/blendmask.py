@@ -21,12 +21,13 @@ from isda.meta_arch.fcos import (
     group_conflict,
     level_parts,
 )
+from isda.meta_arch.keys import method_keys
 from isda.modeling.blender import Blender
 from isda.modeling.fcos import PointwiseHead
 from isda.modeling.mask_branch import FusedMaskBranch, SemanticHead
 from isda.modeling.mask_embedding import crop_masks
 from isda.modeling.postprocessing import boxed_instances
-from isda.requirements import at_least
+from isda.requirements import COUNT, NOT_NEGATIVE
 from isda.structures import DenseTargets
 from isda.training.fcos import centreness_sum
 
@@ -40,13 +41,12 @@ class BlendMask(FCOSSegmentor):
     """FCOS, each of whose locations predicts how bases blend to a mask inside its box."""
 
     config_node = "BLENDMASK"
-    key = "MODEL.BLENDMASK.NUM_CLASSES"
     requirements: ClassVar = {
         **FCOS_REQUIREMENTS,
-        "NUM_BASES": at_least(1),
-        "ATTENTION_SIZE": at_least(1),
-        "MASK_SIZE": at_least(1),
-        "SEMANTIC_WEIGHT": at_least(0),
+        "NUM_BASES": COUNT,
+        "ATTENTION_SIZE": COUNT,
+        "MASK_SIZE": COUNT,
+        "SEMANTIC_WEIGHT": NOT_NEGATIVE,
     }
     exporter = Unavailable(
         "BlendMask cannot be exported: how many boxes its non-maximum suppression leaves depends "
@@ -75,8 +75,8 @@ class BlendMask(FCOSSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        node = cfg.MODEL.BLENDMASK
-        parts = level_parts(cfg, "BLENDMASK", scale_levels=False)
+        node = method_keys(cfg, cls)
+        parts = level_parts(cfg, node, cls.config_node, scale_levels=False)
         bases = FusedMaskBranch(
             in_channels=[shape.channels for shape in parts.branch_shapes],
             out_channels=node.NUM_BASES,
@@ -99,7 +99,7 @@ class BlendMask(FCOSSegmentor):
             mask_size=node.MASK_SIZE,
         )
         return {
-            **cls.shared_arguments(cfg, "BLENDMASK", parts),
+            **cls.shared_arguments(cfg, node, parts),
             "attention": PointwiseHead(parts.channels, node.NUM_BASES * node.ATTENTION_SIZE**2),
             "blender": blender,
             "mask_branch": bases,

@@ -19,12 +19,13 @@ from isda.meta_arch.fcos import (
     group_conflict,
     level_parts,
 )
+from isda.meta_arch.keys import method_keys
 from isda.modeling.dynamic_masks import DynamicMasks
 from isda.modeling.fcos import PointwiseHead
 from isda.modeling.mask_branch import FusedMaskBranch, SemanticHead
 from isda.modeling.postprocessing import binary_masks
 from isda.modeling.upsampling import aligned_bilinear
-from isda.requirements import at_least
+from isda.requirements import COUNT
 from isda.structures import DensePrediction, DenseTargets
 from isda.training.criterion import averaged_count
 from isda.training.dense_masks import sampled_masks
@@ -42,11 +43,10 @@ class CondInst(FCOSSegmentor):
     """
 
     config_node = "CONDINST"
-    key = "MODEL.CONDINST.NUM_CLASSES"
     requirements: ClassVar = {
         **FCOS_REQUIREMENTS,
-        "MASK_DIM": at_least(1),
-        "MAX_MASKS_TRAIN": at_least(1),
+        "MASK_DIM": COUNT,
+        "MAX_MASKS_TRAIN": COUNT,
     }
     exporter = Unavailable(
         "CondInst cannot be exported: how many boxes its non-maximum suppression leaves depends on "
@@ -76,8 +76,8 @@ class CondInst(FCOSSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        node = cfg.MODEL.CONDINST
-        parts = level_parts(cfg, "CONDINST", scale_levels=True)
+        node = method_keys(cfg, cls)
+        parts = level_parts(cfg, node, cls.config_node, scale_levels=True)
         masks = DynamicMasks(node.MASK_DIM)
         branch = FusedMaskBranch(
             in_channels=[shape.channels for shape in parts.branch_shapes],
@@ -95,7 +95,7 @@ class CondInst(FCOSSegmentor):
             is_sigmoid=True,
         )
         return {
-            **cls.shared_arguments(cfg, "CONDINST", parts),
+            **cls.shared_arguments(cfg, node, parts),
             "controller": PointwiseHead(parts.channels, masks.num_parameters),
             "masks": masks,
             "mask_branch": branch,

@@ -4,7 +4,7 @@ Letters: B images, L locations of all levels, K classes, G ground truths of an i
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -19,7 +19,7 @@ from isda.modeling.convolutions import NUM_GROUPS
 from isda.modeling.fcos import Detections, FCOSHead, fcos_decode
 from isda.modeling.mask_branch import FusedMaskBranch, SemanticHead, norm_for
 from isda.modeling.pyramid import pyramid_shapes
-from isda.requirements import SHARE, Requirement, at_least, one_of
+from isda.requirements import COUNT, NOT_NEGATIVE, SHARE, Requirement, one_of
 from isda.structures import SIZE_DIVISIBILITY, DensePrediction, DenseTargets
 from isda.training.dense_masks import painted_classes, sampled_masks
 from isda.training.fcos import fcos_losses, fcos_targets
@@ -36,14 +36,14 @@ __all__ = [
 
 
 FCOS_REQUIREMENTS: dict[str, Requirement] = {
-    "NUM_CLASSES": at_least(0),
-    "NUM_CONVS": at_least(0),
-    "BRANCH_DIM": at_least(1),
-    "BRANCH_CONVS": at_least(0),
+    "NUM_CLASSES": NOT_NEGATIVE,
+    "NUM_CONVS": NOT_NEGATIVE,
+    "BRANCH_DIM": COUNT,
+    "BRANCH_CONVS": NOT_NEGATIVE,
     "NORM": one_of("BN", "SyncBN", "GN", ""),
     "SCORE_THRESH_TEST": SHARE,
     "NMS_THRESH_TEST": SHARE,
-    "TOPK_CANDIDATES_TEST": at_least(1),
+    "TOPK_CANDIDATES_TEST": COUNT,
     "MASK_THRESHOLD": SHARE,
 }
 
@@ -81,19 +81,18 @@ class LevelParts(NamedTuple):
     norm: str
 
 
-def level_parts(cfg: CfgNode, name: str, scale_levels: bool) -> LevelParts:
+def level_parts(cfg: CfgNode, node: CfgNode, name: str, scale_levels: bool) -> LevelParts:
     """Backbone and head of ``cfg``, and what the mask features begin with.
 
     Args:
-        name: of the method's node.
+        node: the method's keys.
+        name: of the node, for messages.
         scale_levels: as for FCOSHead.
 
     Raises:
         ValueError: the backbone lacks a level, or a level does not fit.
     """
-    node, backbone = cfg.MODEL[name], build_backbone(cfg)
-    if node.NUM_CLASSES <= 0:
-        raise ValueError(f"MODEL.{name}.NUM_CLASSES must be positive, got {node.NUM_CLASSES}")
+    backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
     levels, branch = (
         pyramid_shapes(shapes, node[key], f"MODEL.{name}.{key}", NUM_GROUPS)
@@ -121,8 +120,6 @@ class FCOSSegmentor(InstanceSegmentor, abstract=True):
     Subclasses say what masks cost (``mask_loss``), what the semantic head learns
     (``semantic_loss``), and how instances are read out (``select``).
     """
-
-    key: ClassVar[str]  # "MODEL.NODE.NUM_CLASSES", for messages
 
     def __init__(
         self,
@@ -160,9 +157,8 @@ class FCOSSegmentor(InstanceSegmentor, abstract=True):
         self.topk_candidates = topk_candidates
 
     @staticmethod
-    def shared_arguments(cfg: CfgNode, name: str, parts: LevelParts) -> dict[str, Any]:
+    def shared_arguments(cfg: CfgNode, node: CfgNode, parts: LevelParts) -> dict[str, Any]:
         """The constructor's arguments that come from ``cfg`` alike in both methods."""
-        node = cfg.MODEL[name]
         return {
             "backbone": parts.backbone,
             "in_features": node.IN_FEATURES,
@@ -206,7 +202,7 @@ class FCOSSegmentor(InstanceSegmentor, abstract=True):
         return losses
 
     def _truth(self, instances: Instances) -> GroundTruth:
-        check_classes(instances, self.head.num_classes, self.key)
+        check_classes(instances, self.head.num_classes, f"MODEL.{self.config_node}.NUM_CLASSES")
         boxes = torch.zeros(0, 4)
         if instances.has("gt_boxes"):  # Detectron2's mapper leaves it out of an empty image
             boxes = instances.gt_boxes.tensor

@@ -16,7 +16,7 @@ from isda.modeling.grid_head import GridHead, grid_levels
 from isda.modeling.grid_instances import GridSelector
 from isda.modeling.matrix_nms import NMS_KERNELS
 from isda.modeling.pyramid import pyramid_shapes
-from isda.requirements import SHARE, Requirement, at_least, each, multiple_of, one_of
+from isda.requirements import COUNT, GROUPS, NOT_NEGATIVE, SHARE, Requirement, each, one_of
 from isda.structures import GridPrediction, GridTarget
 from isda.training.grid_criterion import GridCriterion
 from isda.training.grid_targets import GridAssigner
@@ -35,21 +35,21 @@ _LEVELS = len(_STRIDES)
 LEVEL_STRIDES = (8, 8, 16, 32, 32)  # what grid_levels makes of them
 
 GRID_REQUIREMENTS: dict[str, Requirement] = {
-    "NUM_CLASSES": at_least(0),
-    "HEAD_DIM": multiple_of(32, "for group normalisation with 32 groups"),
-    "NUM_CONVS": at_least(1),
+    "NUM_CLASSES": NOT_NEGATIVE,
+    "HEAD_DIM": GROUPS,
+    "NUM_CONVS": COUNT,
     "MASK_STRIDE": one_of(2, 4),
-    "GRID_SIZES": each(at_least(1), _LEVELS),
+    "GRID_SIZES": each(COUNT, _LEVELS),
     "SCALE_RANGES": each(
         (lambda scales: len(scales) == 2 and 0 <= scales[0] <= scales[1], "[smallest, largest]"),
         _LEVELS,
     ),
-    "CLASS_WEIGHT": at_least(0),
-    "MASK_WEIGHT": at_least(0),
+    "CLASS_WEIGHT": NOT_NEGATIVE,
+    "MASK_WEIGHT": NOT_NEGATIVE,
     "SCORE_THRESH_TEST": SHARE,
-    "PRE_NMS_TOPK_TEST": at_least(1),
+    "PRE_NMS_TOPK_TEST": COUNT,
     "NMS_KERNEL": one_of(*NMS_KERNELS),
-    "NMS_SIGMA": at_least(0),
+    "NMS_SIGMA": NOT_NEGATIVE,
     "FINAL_THRESH_TEST": SHARE,
     "MASK_THRESHOLD": SHARE,
 }
@@ -137,15 +137,14 @@ def levels_of_pyramid(node: CfgNode, name: str, backbone: Backbone) -> int:
 
 
 def grid_parts(
-    cfg: CfgNode, name: str, backbone: Backbone, mask_strides: Sequence[int]
+    cfg: CfgNode, node: CfgNode, backbone: Backbone, mask_strides: Sequence[int]
 ) -> dict[str, Any]:
     """What the constructors of both methods take, but the heads.
 
     Args:
-        name: of the node, ``MODEL.<name>``.
+        node: the method's keys.
         mask_strides: of the masks that each level predicts.
     """
-    node = cfg.MODEL[name]
     finer = (4 / node.MASK_STRIDE) ** 2
     return {
         "backbone": backbone,

@@ -15,14 +15,24 @@ from torch import Tensor
 from isda.meta_arch.base import SetPredictor
 from isda.meta_arch.declarations import undivided_heads
 from isda.meta_arch.inputs import check_classes, ground_truth_bitmasks
-from isda.modeling.deformable_transformer import DecodedQueries, DeformableTransformer
+from isda.meta_arch.keys import arguments_as_keys, method_keys
+from isda.modeling.deformable_transformer import (
+    DROPOUT,
+    DecodedQueries,
+    DeformableTransformer,
+)
 from isda.modeling.denoising import DenoisingQueries
-from isda.modeling.mask_head import InstanceHead, MaskFeatureHead
+from isda.modeling.mask_head import (
+    FEATURE_STRIDES,
+    MASK_STRIDES,
+    InstanceHead,
+    MaskFeatureHead,
+)
 from isda.modeling.neck import Neck
 from isda.modeling.postprocessing import select_instances
 from isda.modeling.query_selection import QuerySelection
 from isda.modeling.reference_boxes import ReferenceBoxes
-from isda.requirements import SHARE, at_least, multiple_of, one_of
+from isda.requirements import COUNT, GROUPS, NOT_NEGATIVE, SHARE, or_zero
 from isda.structures import NoisedQueries, SetPrediction, SetTarget
 from isda.training.criterion import MaskCriterion
 from isda.training.masks import shrink_masks
@@ -31,7 +41,6 @@ from isda.training.points import sample_cells
 
 __all__ = ["ISDA"]
 
-_GROUPS = multiple_of(32, "for group normalisation with 32 groups")
 _NEED_BOXES = (
     "BOX_REFINEMENT",
     "QUERY_SELECTION",
@@ -54,31 +63,31 @@ class ISDA(SetPredictor):
     compilation = "isda.prediction.compilation:as_it_is"
     tracer = "isda.inspection.traces:trace_isda"
     requirements: ClassVar = {
-        "NUM_CLASSES": at_least(0),
-        "NUM_QUERIES": at_least(1),
-        "NUM_HEADS": at_least(1),
-        "NUM_POINTS": at_least(1),
-        "ENCODER_LAYERS": at_least(1),
-        "DECODER_LAYERS": at_least(1),
-        "FEEDFORWARD_DIM": at_least(1),
-        "DROPOUT": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        "HIDDEN_DIM": _GROUPS,
-        "MASK_HEAD_DIM": _GROUPS,
-        "MASK_DIM": _GROUPS,
-        "MASK_STRIDE": one_of(1, 2, 4, 8),
-        "MASK_FEATURE_STRIDE": one_of(0, 2, 4, 8),
-        "ENCODER_FINEST_EVERY": at_least(1),
-        "MASK_POINTS": at_least(0),
-        "DENOISING_QUERIES": at_least(0),
-        "BOX_WEIGHT": at_least(0),
-        "GIOU_WEIGHT": at_least(0),
-        "BOX_COST": at_least(0),
-        "GIOU_COST": at_least(0),
+        "NUM_CLASSES": NOT_NEGATIVE,
+        "NUM_QUERIES": COUNT,
+        "NUM_HEADS": COUNT,
+        "NUM_POINTS": COUNT,
+        "ENCODER_LAYERS": COUNT,
+        "DECODER_LAYERS": COUNT,
+        "FEEDFORWARD_DIM": COUNT,
+        "DROPOUT": DROPOUT,
+        "HIDDEN_DIM": GROUPS,
+        "MASK_HEAD_DIM": GROUPS,
+        "MASK_DIM": GROUPS,
+        "MASK_STRIDE": MASK_STRIDES,
+        "MASK_FEATURE_STRIDE": or_zero(FEATURE_STRIDES),
+        "ENCODER_FINEST_EVERY": COUNT,
+        "MASK_POINTS": NOT_NEGATIVE,
+        "DENOISING_QUERIES": NOT_NEGATIVE,
+        "BOX_WEIGHT": NOT_NEGATIVE,
+        "GIOU_WEIGHT": NOT_NEGATIVE,
+        "BOX_COST": NOT_NEGATIVE,
+        "GIOU_COST": NOT_NEGATIVE,
         "MASK_THRESHOLD": SHARE,
-        "CLASS_WEIGHT": at_least(0),
-        "MASK_WEIGHT": at_least(0),
-        "CLASS_COST": at_least(0),
-        "MASK_COST": at_least(0),
+        "CLASS_WEIGHT": NOT_NEGATIVE,
+        "MASK_WEIGHT": NOT_NEGATIVE,
+        "CLASS_COST": NOT_NEGATIVE,
+        "MASK_COST": NOT_NEGATIVE,
     }
 
     @configurable
@@ -95,7 +104,7 @@ class ISDA(SetPredictor):
         pixel_std: tuple[float, ...],
         max_instances: int = 100,
         mask_threshold: float = 0.5,
-        largest_part: bool = False,
+        keep_largest_component: bool = False,
         denoising: DenoisingQueries | None = None,
         num_mask_points: int = 0,
     ):
@@ -103,7 +112,7 @@ class ISDA(SetPredictor):
         Args:
             pixel_mean, pixel_std, max_instances: as in SetPredictor.
             mask_threshold: a pixel is in a mask when its probability is above.
-            largest_part: keep only the largest connected part of each mask.
+            keep_largest_component: keep only the largest connected component of each mask.
             denoising: makes further queries from the ground truths, in training.
             num_mask_points: cells per image at which masks are matched and learned; 0: all.
         """
@@ -113,20 +122,21 @@ class ISDA(SetPredictor):
         self.instance_head = instance_head
         self.mask_feature_head = mask_feature_head
         self.criterion = criterion
-        self.largest_part = largest_part
+        self.keep_largest_component = keep_largest_component
         self.denoising = denoising
         self.num_mask_points = num_mask_points
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        isda = cfg.MODEL.ISDA
+        isda = method_keys(cfg, cls)
         backbone = build_backbone(cfg)
-        neck = Neck(
-            backbone.output_shape(),
-            in_features=isda.IN_FEATURES,
-            hidden_dim=isda.HIDDEN_DIM,
-            bias=isda.NECK_BIAS,
-        )
+        with arguments_as_keys("ISDA"):
+            neck = Neck(
+                backbone.output_shape(),
+                in_features=isda.IN_FEATURES,
+                hidden_dim=isda.HIDDEN_DIM,
+                bias=isda.NECK_BIAS,
+            )
         return {
             "backbone": backbone,
             "neck": neck,
@@ -152,7 +162,7 @@ class ISDA(SetPredictor):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "mask_threshold": isda.MASK_THRESHOLD,
-            "largest_part": isda.LARGEST_PART,
+            "keep_largest_component": isda.KEEP_LARGEST_COMPONENT,
             "denoising": DenoisingQueries(isda.HIDDEN_DIM, isda.NUM_CLASSES, isda.DENOISING_QUERIES)
             if isda.DENOISING_QUERIES
             else None,
@@ -272,7 +282,7 @@ class ISDA(SetPredictor):
             **sizes,
             max_instances=self.max_instances,
             threshold=self.mask_threshold,
-            largest_part=self.largest_part,
+            keep_largest_component=self.keep_largest_component,
             ellipse=self.mask_feature_head.ellipse,
         )
 

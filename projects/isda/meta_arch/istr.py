@@ -13,11 +13,12 @@ from torch import Tensor
 from isda.meta_arch.base import SetPredictor
 from isda.meta_arch.declarations import undivided_heads
 from isda.meta_arch.inputs import check_classes, ground_truth_masks
+from isda.meta_arch.keys import arguments_as_keys, method_keys
 from isda.modeling.mask_dictionary import SHIPPED, DictionaryError
 from isda.modeling.mask_embedding import MaskEmbedding, crop_masks
 from isda.modeling.postprocessing import select_embedded_instances
 from isda.modeling.refinement import LearnedQueries, RefinementHead, RefinementStep, build_pooler
-from isda.requirements import SHARE, at_least
+from isda.requirements import COUNT, NOT_NEGATIVE, SHARE
 from isda.structures import EmbeddedPrediction, EmbeddedTarget
 from isda.training.criterion import EmbeddingCriterion
 from isda.training.matching import EmbeddingMatcher
@@ -40,26 +41,26 @@ class ISTR(SetPredictor):
     compilation = "isda.prediction.compilation:pool_in_one_node"
     tracer = "isda.inspection.traces:trace_istr"
     requirements: ClassVar = {
-        "NUM_CLASSES": at_least(0),
-        "HIDDEN_DIM": at_least(1),
-        "NUM_QUERIES": at_least(1),
-        "NUM_STEPS": at_least(1),
-        "NUM_HEADS": at_least(1),
-        "FEEDFORWARD_DIM": at_least(1),
-        "DYNAMIC_DIM": at_least(1),
-        "POOLER_RESOLUTION": at_least(1),
-        "MASK_SIZE": at_least(1),
-        "EMBEDDING_DIM": at_least(1),
+        "NUM_CLASSES": NOT_NEGATIVE,
+        "HIDDEN_DIM": COUNT,
+        "NUM_QUERIES": COUNT,
+        "NUM_STEPS": COUNT,
+        "NUM_HEADS": COUNT,
+        "FEEDFORWARD_DIM": COUNT,
+        "DYNAMIC_DIM": COUNT,
+        "POOLER_RESOLUTION": COUNT,
+        "MASK_SIZE": COUNT,
+        "EMBEDDING_DIM": COUNT,
         "MASK_THRESHOLD": SHARE,
-        "CLASS_WEIGHT": at_least(0),
-        "BOX_WEIGHT": at_least(0),
-        "GIOU_WEIGHT": at_least(0),
-        "EMBEDDING_WEIGHT": at_least(0),
-        "MASK_WEIGHT": at_least(0),
-        "CLASS_COST": at_least(0),
-        "BOX_COST": at_least(0),
-        "GIOU_COST": at_least(0),
-        "EMBEDDING_COST": at_least(0),
+        "CLASS_WEIGHT": NOT_NEGATIVE,
+        "BOX_WEIGHT": NOT_NEGATIVE,
+        "GIOU_WEIGHT": NOT_NEGATIVE,
+        "EMBEDDING_WEIGHT": NOT_NEGATIVE,
+        "MASK_WEIGHT": NOT_NEGATIVE,
+        "CLASS_COST": NOT_NEGATIVE,
+        "BOX_COST": NOT_NEGATIVE,
+        "GIOU_COST": NOT_NEGATIVE,
+        "EMBEDDING_COST": NOT_NEGATIVE,
     }
 
     @configurable
@@ -94,7 +95,7 @@ class ISTR(SetPredictor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        istr = cfg.MODEL.ISTR
+        istr = method_keys(cfg, cls)
         backbone = build_backbone(cfg)
         mask_embedding = _build_mask_embedding(istr)
         return {
@@ -196,7 +197,12 @@ def _build_mask_embedding(istr: CfgNode) -> MaskEmbedding:
         path = ""
     if not path:
         return MaskEmbedding(side, dim, noise=istr.MASK_NOISE)
-    return MaskEmbedding.from_file(path, dim=dim, side=side, noise=istr.MASK_NOISE)
+    try:
+        return MaskEmbedding.from_file(path, dim=dim, side=side, noise=istr.MASK_NOISE)
+    except DictionaryError as error:
+        raise DictionaryError(
+            f"MODEL.ISTR.MASK_DICTIONARY, EMBEDDING_DIM and MASK_SIZE: {error}"
+        ) from error
 
 
 def _build_refinement(istr: CfgNode, backbone: Backbone) -> RefinementHead:
@@ -213,7 +219,8 @@ def _build_refinement(istr: CfgNode, backbone: Backbone) -> RefinementHead:
             f"MODEL.ISTR.IN_FEATURES have {sorted(channels)} channels, MODEL.ISTR.HIDDEN_DIM is "
             f"{istr.HIDDEN_DIM}: they must agree; MODEL.FPN.OUT_CHANNELS sets those of an FPN"
         )
-    pooler = build_pooler([level.stride for level in levels], istr.POOLER_RESOLUTION)
+    with arguments_as_keys("ISTR"):
+        pooler = build_pooler([level.stride for level in levels], istr.POOLER_RESOLUTION)
     steps = [
         RefinementStep(
             num_classes=istr.NUM_CLASSES,

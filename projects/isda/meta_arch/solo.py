@@ -14,6 +14,7 @@ from isda.meta_arch.grid import (
     levels_of_pyramid,
     not_drawn,
 )
+from isda.meta_arch.keys import method_keys
 from isda.modeling.grid_head import DecoupledSOLOHead, SOLOHead
 
 __all__ = ["SOLO"]
@@ -34,7 +35,7 @@ class SOLO(GridSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        solo = cfg.MODEL.SOLO
+        solo = method_keys(cfg, cls)
         backbone = build_backbone(cfg)
         head = DecoupledSOLOHead if solo.DECOUPLED else SOLOHead
         scale = LEVEL_STRIDES[0] // solo.MASK_STRIDE
@@ -47,4 +48,4 @@ class SOLO(GridSegmentor):
             "grid_sizes": solo.GRID_SIZES,
         }
         mask_strides = [stride // scale for stride in LEVEL_STRIDES]
-        return {**grid_parts(cfg, "SOLO", backbone, mask_strides), "head": head(**dimensions)}
+        return {**grid_parts(cfg, solo, backbone, mask_strides), "head": head(**dimensions)}

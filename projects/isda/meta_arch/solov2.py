@@ -14,14 +14,13 @@ from isda.meta_arch.grid import (
     levels_of_pyramid,
     not_drawn,
 )
+from isda.meta_arch.keys import method_keys
 from isda.modeling.grid_head import SOLOv2Head, grid_levels
 from isda.modeling.mask_head import MaskFeatureHead
-from isda.requirements import multiple_of
+from isda.requirements import GROUPS
 from isda.structures import GridPrediction
 
 __all__ = ["SOLOv2"]
-
-_GROUPS = multiple_of(32, "for group normalisation with 32 groups")
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,7 +34,7 @@ class SOLOv2(GridSegmentor):
     )
     compilation = "isda.prediction.compilation:as_it_is"
     tracer = not_drawn("SOLOv2")
-    requirements: ClassVar = GRID_REQUIREMENTS | {"MASK_HEAD_DIM": _GROUPS, "MASK_DIM": _GROUPS}
+    requirements: ClassVar = GRID_REQUIREMENTS | {"MASK_HEAD_DIM": GROUPS, "MASK_DIM": GROUPS}
 
     @configurable
     def __init__(self, *, mask_feature_head: MaskFeatureHead, **parts):
@@ -49,7 +48,7 @@ class SOLOv2(GridSegmentor):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        solo = cfg.MODEL.SOLOV2
+        solo = method_keys(cfg, cls)
         backbone = build_backbone(cfg)
         channels = levels_of_pyramid(solo, "SOLOV2", backbone)
         head = SOLOv2Head(
@@ -68,7 +67,7 @@ class SOLOv2(GridSegmentor):
         )
         mask_strides = [solo.MASK_STRIDE] * len(solo.IN_FEATURES)
         return {
-            **grid_parts(cfg, "SOLOV2", backbone, mask_strides),
+            **grid_parts(cfg, solo, backbone, mask_strides),
             "head": head,
             "mask_feature_head": mask_feature_head,
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
 
-import isda.modeling.backbone.torch_backbone  # noqa: F401  (registers isda://)
+import isda.weights_files.package  # noqa: F401  (registers isda://)
 from isda.checkpoint import WeightsError
 from isda.model_zoo.catalog import FOLDER_VARIABLE, ModelEntry
 

@@ -1,4 +1,4 @@
-"""Masks in one piece: of each, the largest connected part."""
+"""Connected components of masks: all but the largest of each are removed."""
 
 import torch
 import torch.nn.functional as F
@@ -6,15 +6,15 @@ from torch import Tensor
 
 __all__ = ["largest_components", "largest_components_in_graph"]
 
-# Cells that touch by a corner are connected. So no pixel lies between the cells of two parts, and
-# without the others a part keeps its outline when it is enlarged.
+# Cells that touch by a corner are connected. So no pixel lies between the cells of two components,
+# and without the others a component keeps its outline when it is enlarged.
 _NEIGHBOURS = [
     [[0] * 3] * 3,
     [[1] * 3] * 3,
     [[0] * 3] * 3,
 ]  # of a cell of (n, h, w): in its own mask
 _ROUNDS = 10
-_JUMPS = 3  # from a part to what it has joined, and to what that has
+_JUMPS = 3  # from a component to what it has joined, and to what that has
 
 
 def largest_components(probs: Tensor, threshold: float, valid_size: tuple[int, int]) -> Tensor:
@@ -28,10 +28,10 @@ def largest_components(probs: Tensor, threshold: float, valid_size: tuple[int, i
         valid_size: ``(height, width)`` in cells; what lies beyond is left as it is.
 
     Returns:
-        ``probs``, changed in place. Of parts of one size the first in reading order stays.
+        ``probs``, changed in place. Of components of one size the first in reading order stays.
     """
     height, width = valid_size
-    from scipy import ndimage  # half a second that only models with LARGEST_PART need
+    from scipy import ndimage  # half a second that only models with KEEP_LARGEST_COMPONENT need
 
     visible = probs[:, :height, :width]
     above = visible > threshold
@@ -47,9 +47,9 @@ def largest_components(probs: Tensor, threshold: float, valid_size: tuple[int, i
 def largest_components_in_graph(probs: Tensor, threshold: float, valid: Tensor) -> Tensor:
     """The same in operators that ``torch.export`` and ONNX know, out of place.
 
-    Each cell begins as a part of its own. In every round a part joins the neighbour with the
-    highest number, and what that has joined. Ten rounds are enough for random labyrinths of 80×80
-    cells; of a spiral with many turns less than the largest part remains.
+    Each cell begins as a component of its own. In every round a component joins the neighbour with
+    the highest number, and what that has joined. Ten rounds are enough for random mazes of 80×80
+    cells; of a spiral with many turns less than the largest component remains.
 
     Args:
         probs: ``(n, h, w)``.
@@ -73,6 +73,6 @@ def largest_components_in_graph(probs: Tensor, threshold: float, valid: Tensor) 
 
 
 def _of_the_largest(labels: Tensor, areas: Tensor) -> Tensor:
-    """Which cells of ``(n, h, w)`` have the label of the cell whose part has the largest area."""
+    """Which cells of ``(n, h, w)`` are of the component with the largest area."""
     best = areas.flatten(1).argmax(dim=1, keepdim=True)
     return labels == labels.flatten(1).gather(1, best)[..., None]

@@ -12,9 +12,12 @@ from isda.modeling.query_selection import Proposals, QuerySelection, token_boxes
 from isda.modeling.reference_boxes import ReferenceBoxes
 from isda.modeling.tokens import Tokens, flatten_levels
 from isda.modeling.transformer_layers import DecoderLayer, EncoderLayer
+from isda.requirements import COUNT, NOT_NEGATIVE, ArgumentError, Requirement, check
 from isda.structures import NoisedQueries
 
-__all__ = ["DecodedQueries", "DeformableTransformer"]
+__all__ = ["DROPOUT", "DecodedQueries", "DeformableTransformer"]
+
+DROPOUT: Requirement = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
 @dataclass
@@ -102,19 +105,16 @@ class DeformableTransformer(nn.Module):
         """
         super().__init__()
         _check_width(hidden_dim, num_heads)
-        _check_positive(
-            NUM_QUERIES=num_queries,
-            NUM_POINTS=num_points,
-            DECODER_LAYERS=decoder_layers,
-            FEEDFORWARD_DIM=feedforward_dim,
-            ENCODER_FINEST_EVERY=finest_every,
+        check(
+            COUNT,
+            num_queries=num_queries,
+            num_points=num_points,
+            decoder_layers=decoder_layers,
+            feedforward_dim=feedforward_dim,
+            finest_every=finest_every,
         )
-        if encoder_layers < 0:
-            raise ValueError(
-                f"MODEL.ISDA.ENCODER_LAYERS must not be negative, got {encoder_layers}"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"MODEL.ISDA.DROPOUT must be in [0, 1), got {dropout}")
+        check(NOT_NEGATIVE, encoder_layers=encoder_layers)
+        check(DROPOUT, dropout=dropout)
         assert query_selection is None or reference_boxes is not None
         assert query_selection is not None or not token_content
         assert reference_boxes is not None or not query_relation
@@ -235,13 +235,7 @@ class DeformableTransformer(nn.Module):
 
 def _check_width(hidden_dim: int, num_heads: int) -> None:
     if num_heads <= 0 or hidden_dim <= 0 or hidden_dim % num_heads or hidden_dim % 4:
-        raise ValueError(
-            f"MODEL.ISDA.HIDDEN_DIM must be a multiple of MODEL.ISDA.NUM_HEADS and of 4, "
-            f"got {hidden_dim} and {num_heads}"
+        raise ArgumentError(
+            "hidden_dim",
+            f"must be a positive multiple of num_heads and of 4, got {hidden_dim} and {num_heads}",
         )
-
-
-def _check_positive(**sizes: int) -> None:
-    for key, value in sizes.items():
-        if value <= 0:
-            raise ValueError(f"MODEL.ISDA.{key} must be positive, got {value}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from isda.requirements import COUNT, check
 from isda.structures import NoisedQueries, SetTarget
 
 __all__ = ["DenoisingQueries", "add_noise", "group_attention_mask"]
@@ -29,8 +30,7 @@ class DenoisingQueries(nn.Module):
                 many groups as fit; of more, a random choice takes part.
         """
         super().__init__()
-        if num_queries <= 0:
-            raise ValueError(f"the number of noised queries must be positive, got {num_queries}")
+        check(COUNT, num_queries=num_queries)
         self.num_queries = num_queries
         self.labels = nn.Embedding(num_classes, hidden_dim)
 

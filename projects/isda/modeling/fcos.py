@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isda.modeling.convolutions import normed_conv
 from isda.modeling.initialization import prior_bias
+from isda.requirements import COUNT, check
 from isda.structures import DensePrediction, Locations
 
 __all__ = [
@@ -46,8 +47,7 @@ class FCOSHead(nn.Module):
             scale_levels: distances of each level are multiplied by a number that is learned.
         """
         super().__init__()
-        if num_classes <= 0:
-            raise ValueError(f"the number of classes must be positive, got {num_classes}")
+        check(COUNT, num_classes=num_classes)
         self.strides = list(strides)
         self.class_tower = _tower(channels, num_convs)
         self.box_tower = _tower(channels, num_convs)

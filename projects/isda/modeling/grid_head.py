@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from isda.modeling.convolutions import normed_conv
 from isda.modeling.initialization import prior_bias
 from isda.modeling.mask_head import position_channels
+from isda.requirements import COUNT, check
 from isda.structures import CellMasks, DecoupledCellMasks
 
 __all__ = ["DecoupledSOLOHead", "GridHead", "SOLOHead", "SOLOv2Head", "grid_levels"]
@@ -46,6 +47,7 @@ class GridHead(nn.Module):
             grid_sizes: S per level.
         """
         super().__init__()
+        check(COUNT, num_classes=num_classes)
         self.grid_sizes = tuple(grid_sizes)
         self.class_tower = _tower(in_channels, head_dim, num_convs)
         self.classes = _output_conv(head_dim, num_classes, kernel_size=3, prior=True)

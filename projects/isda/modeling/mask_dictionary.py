@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-import isda.modeling.backbone.torch_backbone  # noqa: F401  (registers isda://)
+import isda.weights_files.package  # noqa: F401  (registers isda://)
 from isda.errors import UserError
 from isda.files import replacing
 

@@ -134,9 +134,8 @@ class MaskEmbedding(nn.Module):
         if side != dictionary.side or dim > dictionary.dim:
             raise DictionaryError(
                 f"{path}: is a mask dictionary of {_described(dictionary.dim, dictionary.side)}, "
-                f"asked for are {_described(dim, side)}: change MODEL.ISTR.EMBEDDING_DIM and "
-                f"MODEL.ISTR.MASK_SIZE, or fit another dictionary with isda mask-dictionary fit "
-                f"--side {side} --dim {dim}"
+                f"asked for are {_described(dim, side)}: ask for what it has, or fit another "
+                f"with isda mask-dictionary fit --side {side} --dim {dim}"
             )
         return cls.of(dictionary.first(dim), noise=noise)
 
@@ -215,8 +214,8 @@ class MaskEmbedding(nn.Module):
             dim, pixels = there.shape
             error_msgs.append(
                 f"{prefix}components is a mask dictionary of {_described(dim, int(pixels**0.5))} "
-                f"in the checkpoint, of {_described(self.dim, self.side)} here: set "
-                f"MODEL.ISTR.EMBEDDING_DIM {dim} and MODEL.ISTR.MASK_SIZE {int(pixels**0.5)}"
+                f"in the checkpoint, of {_described(self.dim, self.side)} here: build the model "
+                f"for {dim} components and a side of {int(pixels**0.5)}"
             )
             return
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -11,8 +11,18 @@ from isda.modeling.convolutions import normed_conv
 from isda.modeling.ellipse import EllipseHead, ellipse_channels, ellipse_kernels
 from isda.modeling.initialization import prior_bias
 from isda.modeling.position_encoding import inverse_sigmoid
+from isda.requirements import COUNT, GROUPS, ArgumentError, check, one_of
 
-__all__ = ["InstanceHead", "MaskFeatureHead", "position_channels"]
+__all__ = [
+    "FEATURE_STRIDES",
+    "MASK_STRIDES",
+    "InstanceHead",
+    "MaskFeatureHead",
+    "position_channels",
+]
+
+MASK_STRIDES = one_of(1, 2, 4, 8)
+FEATURE_STRIDES = one_of(2, 4, 8)  # of the last convolution
 
 _FINEST_STRIDE = 4
 _COARSEST_STRIDE = 32
@@ -37,8 +47,7 @@ class InstanceHead(nn.Module):
             ellipse: five more numbers draw an ellipse around the query's box.
         """
         super().__init__()
-        if num_classes <= 0:
-            raise ValueError(f"MODEL.ISDA.NUM_CLASSES must be positive, got {num_classes}")
+        check(COUNT, num_classes=num_classes)
         self.position = position
         self.classes = nn.Linear(hidden_dim, num_classes)
         self.kernels = nn.Sequential(
@@ -102,17 +111,15 @@ class MaskFeatureHead(nn.Module):
             ellipse: append the channels in which kernels draw ellipses.
         """
         super().__init__()
-        if mask_stride not in (1, 2, 4, 8):
-            raise ValueError(f"MODEL.ISDA.MASK_STRIDE must be 1, 2, 4 or 8, got {mask_stride}")
+        check(MASK_STRIDES, mask_stride=mask_stride)
         self.feature_stride = feature_stride or mask_stride
-        if self.feature_stride not in (2, 4, 8) or self.feature_stride < mask_stride:
-            raise ValueError(
-                f"MODEL.ISDA.MASK_FEATURE_STRIDE must be 2, 4 or 8 and not below MASK_STRIDE "
-                f"{mask_stride}, got {self.feature_stride}"
+        check(FEATURE_STRIDES, feature_stride=self.feature_stride)
+        if self.feature_stride < mask_stride:
+            raise ArgumentError(
+                "feature_stride",
+                f"must not be below mask_stride {mask_stride}, got {self.feature_stride}",
             )
-        for key, width in [("MASK_HEAD_DIM", head_dim), ("MASK_DIM", mask_dim)]:
-            if width <= 0 or width % 32:
-                raise ValueError(f"MODEL.ISDA.{key} must be a multiple of 32, got {width}")
+        check(GROUPS, head_dim=head_dim, mask_dim=mask_dim)
         self.mask_stride = mask_stride
         self.position = position
         self.ellipse = ellipse

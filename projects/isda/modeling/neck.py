@@ -6,6 +6,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from torch import Tensor, nn
 
 from isda.modeling.convolutions import group_norm
+from isda.requirements import GROUPS, ArgumentError, check
 
 __all__ = ["Neck"]
 
@@ -42,8 +43,7 @@ class Neck(nn.Module):
         """
         super().__init__()
         shapes = _select(input_shapes, in_features)
-        if hidden_dim <= 0 or hidden_dim % 32:
-            raise ValueError(f"MODEL.ISDA.HIDDEN_DIM must be a multiple of 32, got {hidden_dim}")
+        check(GROUPS, hidden_dim=hidden_dim)
         self.in_features = tuple(in_features)
         self.projections = nn.ModuleList(
             _projection(s.channels, hidden_dim, bias=bias) for s in shapes
@@ -72,15 +72,16 @@ class Neck(nn.Module):
 def _select(input_shapes: dict[str, ShapeSpec], in_features: Sequence[str]) -> list[ShapeSpec]:
     missing = [name for name in in_features if name not in input_shapes]
     if missing:
-        raise ValueError(
-            f"MODEL.ISDA.IN_FEATURES names {missing}, but the backbone gives {list(input_shapes)}"
+        raise ArgumentError(
+            "in_features", f"names {missing}, but the backbone gives {list(input_shapes)}"
         )
     shapes = [input_shapes[name] for name in in_features]
     strides = [shape.stride for shape in shapes]
     if strides not in (_PLAIN_STRIDES, _PYRAMID_STRIDES):
-        raise ValueError(
-            f"MODEL.ISDA.IN_FEATURES {list(in_features)} have the strides {strides}; "
-            f"ISDA needs {_PLAIN_STRIDES} (a plain backbone) or {_PYRAMID_STRIDES} (an FPN)"
+        raise ArgumentError(
+            "in_features",
+            f"{list(in_features)} have the strides {strides}; they must be {_PLAIN_STRIDES} (a "
+            f"plain backbone) or {_PYRAMID_STRIDES} (an FPN)",
         )
     return shapes
 

@@ -71,7 +71,7 @@ def select_instances(
     output_size: tuple[int, int],
     max_instances: int = 100,
     threshold: float = 0.5,
-    largest_part: bool = False,
+    keep_largest_component: bool = False,
     ellipse: bool = False,
 ) -> Instances:
     """The best (query, class) pairs of one image (ISDA, arXiv 2202.12251, section 2.4). No NMS.
@@ -83,7 +83,8 @@ def select_instances(
         output_size: ``(height, width)`` of the masks to return.
         max_instances: pairs to consider.
         threshold: a pixel is in a mask when its probability is above.
-        largest_part: keep only the largest connected part of each mask; scores stay.
+        keep_largest_component: of each mask keep only the largest connected component; scores
+            stay.
         ellipse: kernels draw ellipses, so that masks can be computed in windows around them. That
             changes the time and the memory, not the result.
 
@@ -100,7 +101,7 @@ def select_instances(
     # One by one, masks would leave a GPU idle.
     dense = features.device.type != "cpu" and _fits(len(queries), output_size)
     if ellipse and not dense and _divide(features.shape[1:], padded_size):
-        windows, insides = _in_windows(kernels, features, sizes, threshold, largest_part)
+        windows, insides = _in_windows(kernels, features, sizes, threshold, keep_largest_component)
         scores = scores * insides[rows]
         order = scores.argsort(descending=True)
         masks, boxes, occupied = _gathered(windows, rows[order], output_size)
@@ -108,7 +109,7 @@ def select_instances(
         probs = torch.einsum("nc,chw->nhw", kernels, features).sigmoid_()
         valid = _valid_cells(features.shape[1:], *sizes[:2])
         scores = scores * maskness(probs[:, : valid[0], : valid[1]], threshold)[rows]
-        if largest_part:
+        if keep_largest_component:
             probs = largest_components(probs, threshold, valid)
         order = scores.argsort(descending=True)
         masks, boxes, occupied = paste_rows(probs, rows[order], sizes, threshold)
@@ -158,7 +159,7 @@ def _in_windows(
     features: Tensor,
     sizes: Sequence[tuple[int, int]],
     threshold: float,
-    largest_part: bool,
+    keep_largest_component: bool,
 ) -> tuple[list[MaskWindow], Tensor]:
     """Masks at the output size, and maskness ``(n,)``, of kernels ``(n, C)`` with ellipses.
 
@@ -175,7 +176,7 @@ def _in_windows(
         visible = _visible(group, valid, probs)
         inside = probs.where(visible, 0)
         insides[rows] = maskness(inside, threshold)
-        if largest_part:
+        if keep_largest_component:
             probs = largest_components(inside, threshold, inside.shape[1:]).where(visible, probs)
         corners = [window[:2] for window in group]
         found = mask_windows(probs, *sizes, threshold, corners, cells)

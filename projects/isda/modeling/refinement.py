@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isda.modeling.boxes import bounded_boxes, decode_boxes
 from isda.modeling.initialization import prior_bias
+from isda.requirements import COUNT, ArgumentError, check
 from isda.structures import EmbeddedPrediction
 
 __all__ = [
@@ -38,8 +39,7 @@ class LearnedQueries(nn.Module):
             image_feature: add the image's mean features to each query's.
         """
         super().__init__()
-        if num_queries <= 0:
-            raise ValueError(f"MODEL.ISTR.NUM_QUERIES must be positive, got {num_queries}")
+        check(COUNT, num_queries=num_queries)
         self.image_feature = image_feature
         self.features = nn.Embedding(num_queries, hidden_dim)
         # Centre and size, in shares of the image; at first each query looks at all of it.
@@ -93,8 +93,7 @@ class RefinementHead(nn.Module):
             pooler: of all steps, see :func:`build_pooler`.
         """
         super().__init__()
-        if not steps:
-            raise ValueError("MODEL.ISTR.NUM_STEPS must be positive, got 0")
+        check(COUNT, num_steps=len(steps))
         self.steps = nn.ModuleList(steps)
         self.pooler = pooler
 
@@ -133,12 +132,12 @@ def build_pooler(strides: Sequence[int], resolution: int) -> ROIPooler:
         ValueError: strides that are not 4, 8, 16 … or a resolution below 1.
     """
     if list(strides) != [4 * 2**index for index in range(len(strides))] or not strides:
-        raise ValueError(
-            f"MODEL.ISTR.IN_FEATURES have the strides {list(strides)}; they must be 4, 8, 16, 32, "
-            "as p2 to p5 of Detectron2's FPN, or the first of these"
+        raise ArgumentError(
+            "in_features",
+            f"have the strides {list(strides)}; they must be 4, 8, 16, 32, as p2 to p5 of "
+            "Detectron2's FPN, or the first of these",
         )
-    if resolution < 1:
-        raise ValueError(f"MODEL.ISTR.POOLER_RESOLUTION must be positive, got {resolution}")
+    check(COUNT, pooler_resolution=resolution)
     return ROIPooler(
         output_size=resolution,
         scales=[1 / stride for stride in strides],
@@ -172,17 +171,18 @@ class RefinementStep(nn.Module):
             roi_size: P.
         """
         super().__init__()
-        _check_positive(
-            NUM_CLASSES=num_classes,
-            EMBEDDING_DIM=embedding_dim,
-            NUM_HEADS=num_heads,
-            FEEDFORWARD_DIM=feedforward_dim,
-            DYNAMIC_DIM=dynamic_dim,
+        check(
+            COUNT,
+            num_classes=num_classes,
+            embedding_dim=embedding_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            dynamic_dim=dynamic_dim,
         )
         if hidden_dim <= 0 or hidden_dim % num_heads:
-            raise ValueError(
-                "MODEL.ISTR.HIDDEN_DIM must be a positive multiple of MODEL.ISTR.NUM_HEADS, got "
-                f"{hidden_dim} and {num_heads}"
+            raise ArgumentError(
+                "hidden_dim",
+                f"must be a positive multiple of num_heads, got {hidden_dim} and {num_heads}",
             )
         self.self_attn = nn.MultiheadAttention(hidden_dim, num_heads, batch_first=True)
         self.norm1 = nn.LayerNorm(hidden_dim)
@@ -267,9 +267,3 @@ def _tower(hidden_dim: int) -> nn.Sequential:
             nn.ELU(),
         ]
     return nn.Sequential(*layers)
-
-
-def _check_positive(**sizes: int) -> None:
-    for key, value in sizes.items():
-        if value <= 0:
-            raise ValueError(f"MODEL.ISTR.{key} must be positive, got {value}")

@@ -96,7 +96,7 @@ class ExportableISDA(_ExportableModel):
         sides = [(side + stride - 1) // stride for side in (height, width)]
         valid = _valid(probs, *sides)
         scores = scores * maskness(probs * valid, model.mask_threshold)
-        if model.largest_part:
+        if model.keep_largest_component:
             probs = largest_components_in_graph(probs, model.mask_threshold, valid)
         scores, order = scores.sort(descending=True)
         padded = F.interpolate(

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import yaml
 
-from isda.engine.setup import ConfigError, load_config
+from isda.config import present_names
+from isda.engine.setup import load_config
+from isda.errors import ConfigError
 from isda.model_zoo import get_config_file, is_known
 from isda.report.training import Training, flatten
 
@@ -54,7 +56,7 @@ def differences(training: Training) -> tuple[list[Difference], str | None]:
     before = _values(path.parent / os.path.expanduser(base)) if path and base else None
     name = os.path.basename(base) if before else None
     before = before or flatten(load_config())
-    typed_keys = set(command_words(training))
+    typed_keys = set(present_names(dict.fromkeys(command_words(training))))
     found = [
         Difference(key, before[key], value, _source(key, typed_keys, own))
         for key, value in training.config.items()
@@ -80,7 +82,7 @@ def _located(typed: str, training: Training) -> Path | None:
 def _load(path: Path) -> dict:
     """The file's own keys, flat, without those of its base."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return flatten(content) if isinstance(content, dict) else {}
+    return present_names(flatten(content)) if isinstance(content, dict) else {}
 
 
 def _values(path: Path) -> dict | None:

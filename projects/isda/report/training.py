@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from isda import add_isda_config  # noqa: F401  (registers the embedded data sets)
+from isda.config import present_names
 from isda.data.changes import Changes
 from isda.data.cleaning import clean_annotations
 from isda.data.coco_json import read_coco_json
@@ -220,7 +220,7 @@ def _read_config(path: Path) -> dict:
     if not path.is_file():
         return {}
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return flatten(content) if isinstance(content, dict) else {}
+    return present_names(flatten(content)) if isinstance(content, dict) else {}
 
 
 def flatten(nested: Mapping, prefix: str = "") -> dict:

@@ -22,6 +22,8 @@ from isda.training.matching import EmbeddingMatcher, HungarianMatcher, MaskMatch
 
 __all__ = ["EmbeddingCriterion", "MaskCriterion", "SetCriterion", "averaged_count"]
 
+MaskLoss = Callable[..., Tensor]  # (probs, targets, weights=None) → (M,), as dice_loss
+
 _CHUNK_ELEMENTS = 2**22  # 16 MB of float32 mask logits at a time
 
 
@@ -79,7 +81,7 @@ class SetCriterion(nn.Module):
 
 
 class MaskCriterion(SetCriterion):
-    """Focal and dice loss (ISDA, arXiv 2202.12251, section 2.4); L1 and GIoU of boxes, if any."""
+    """Focal and mask loss (ISDA, arXiv 2202.12251, section 2.4); L1 and GIoU of boxes, if any."""
 
     def __init__(
         self,
@@ -88,8 +90,15 @@ class MaskCriterion(SetCriterion):
         mask_weight: float = 3.0,
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
+        mask_loss: MaskLoss = dice_loss,
     ):
+        """
+        Args:
+            mask_loss: of M masks, ``mask_loss(probs, targets, weights=weights)`` → ``(M,)``, with
+                arguments as of :func:`isda.training.losses.dice_loss`. Dice as in the paper.
+        """
         super().__init__(matcher, class_weight)
+        self.mask_loss = mask_loss
         self.mask_weight = mask_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight
@@ -99,7 +108,9 @@ class MaskCriterion(SetCriterion):
     ) -> dict[str, Tensor]:
         losses = {}
         if predictions[0].kernels is not None:
-            losses["loss_mask"] = self.mask_weight * _mask_loss(predictions, targets, matches)
+            losses["loss_mask"] = self.mask_weight * _mask_losses(
+                predictions, targets, matches, self.mask_loss
+            )
         if predictions[0].boxes is not None:
             distance, giou = _box_losses(predictions, targets, matches)
             losses["loss_bbox"] = self.box_weight * distance
@@ -259,45 +270,43 @@ def _box_losses(
     return distances, gious
 
 
-def _mask_loss(
-    predictions: list[SetPrediction], targets: list[SetTarget], matches: list[Matches]
+def _mask_losses(
+    predictions: list[SetPrediction],
+    targets: list[SetTarget],
+    matches: list[Matches],
+    mask_loss: MaskLoss,
 ) -> Tensor:
-    """Dice loss summed over matched pairs: ``(L,)``."""
+    """``mask_loss`` summed over matched pairs: ``(L,)``."""
     kernels = torch.stack([p.kernels for p in predictions]).float()  # (L, B, N, C)
     features = predictions[0].mask_features
     loss = kernels.new_zeros(len(predictions))
     # Images without any pair take part too: their zero reaches every parameter.
     for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
         matched = kernels[match.layers, image, match.queries]  # (M, C)
-        dice = _dice_of_kernels(matched, features[image], target, match.targets)
-        loss = loss.index_add(0, match.layers, dice)
+        losses = _in_chunks(mask_loss, matched, features[image], target, match.targets)
+        loss = loss.index_add(0, match.layers, losses)
     return loss
 
 
-def _dice_of_kernels(
-    kernels: Tensor, features: Tensor, target: SetTarget, targets: Tensor
+def _in_chunks(
+    mask_loss: MaskLoss, kernels: Tensor, features: Tensor, target: SetTarget, targets: Tensor
 ) -> Tensor:
-    """``(M,)`` dice losses of M kernels; their masks are recomputed in the backward pass.
+    """``(M,)`` losses of M kernels' masks, which are recomputed in the backward pass.
 
     A few chunks of masks at a time, so that memory does not grow with the number of instances.
     """
     features = target.columns(features).float()
     masks = target.masks.flatten(1)
     rows = max(_CHUNK_ELEMENTS // max(features.shape[1], 1), 1)
-    losses = [
-        checkpoint(_dice_of_chunk, *chunk, features, masks, target.weights, use_reentrant=False)
-        if len(kernels) > rows
-        else _dice_of_chunk(*chunk, features, masks, target.weights)
-        for chunk in zip(kernels.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat(losses)
 
+    def loss_of_chunk(kernels: Tensor, targets: Tensor) -> Tensor:
+        probs = (kernels @ features).sigmoid()
+        return mask_loss(probs, F.embedding(targets, masks), weights=target.weights)
 
-def _dice_of_chunk(
-    kernels: Tensor, targets: Tensor, features: Tensor, masks: Tensor, weights: Tensor | None
-) -> Tensor:
-    probs = (kernels @ features).sigmoid()
-    return dice_loss(probs, F.embedding(targets, masks), weights=weights)
+    chunks = zip(kernels.split(rows), targets.split(rows), strict=True)
+    if len(kernels) <= rows:
+        return torch.cat([loss_of_chunk(*chunk) for chunk in chunks])
+    return torch.cat([checkpoint(loss_of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _named(losses_per_layer: dict[str, Tensor]) -> dict[str, Tensor]:

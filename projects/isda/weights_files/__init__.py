@@ -4,6 +4,7 @@
 this package and its tools. They tell the kind of a file by its content, whatever its name ends in.
 """
 
+from isda.weights_files import package  # noqa: F401  (registers isda://)
 from isda.weights_files.errors import WeightsError
 from isda.weights_files.reading import (
     local_file,

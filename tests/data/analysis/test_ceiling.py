@@ -70,7 +70,7 @@ def test_an_object_in_two_parts_of_which_one_is_kept():
     """256 and 64 pixels: with both IoU is 312 / 320, with the larger 252 / 320."""
     parts = box(8, 8, 16, 16) + box(40, 8, 8, 8)
     image = AnnotatedImage((64, 64), [parts], [1])
-    one = replace(form(), largest_part=True)
+    one = replace(form(), keep_largest_component=True)
     assert [c.ap for c in ceiling(image, form(), one)] == pytest.approx([100, 60])
 
 

@@ -57,7 +57,7 @@ class MaskForm:
     queries: int  # MODEL.ISDA.NUM_QUERIES
     detections: int  # TEST.DETECTIONS_PER_IMAGE
     threshold: float = 0.5  # MODEL.ISDA.MASK_THRESHOLD
-    largest_part: bool = False  # MODEL.ISDA.LARGEST_PART
+    keep_largest_component: bool = False  # MODEL.ISDA.KEEP_LARGEST_COMPONENT
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "MaskForm":
@@ -70,7 +70,7 @@ class MaskForm:
             isda.NUM_QUERIES,
             cfg.TEST.DETECTIONS_PER_IMAGE,
             isda.MASK_THRESHOLD,
-            isda.LARGEST_PART,
+            isda.KEEP_LARGEST_COMPONENT,
         )
 
     def enlarged(self, factor: int) -> "MaskForm":
@@ -201,7 +201,7 @@ def _ious(image: AnnotatedImage, masks: Mapping[int, _TrueMask], form: MaskForm)
     truths = [mask.window for mask in masks.values()]
     for start in range(0, len(truths), count):
         probs = _shrunk(resized[start : start + count], form.stride, grid)
-        if form.largest_part:
+        if form.keep_largest_component:
             probs = largest_components(probs, form.threshold, grid)
         drawn = mask_windows(probs, padded, seen, image.size, form.threshold)
         results += map(_iou, drawn, truths[start : start + count])

@@ -8,15 +8,12 @@ import difflib
 import importlib.util
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -38,20 +35,6 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 STEM = "stem"  # the last feature of stride 2, where there is one: what FREEZE_AT 1 freezes
 # Sides that differ and that no network's channel number divides into the wanted strides.
 PROBE_SIZE = (128, 192)
-
-
-class PackageWeights(PathHandler):
-    """``isda://FILE``: a weight file that comes with this package."""
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return ["isda://"]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        folder = Path(__file__).parents[2] / "weights"
-        return str(folder / path.removeprefix("isda://"))
-
-
-PathManager.register_handler(PackageWeights(), allow_override=True)
 
 
 class TorchBackbone(Backbone):

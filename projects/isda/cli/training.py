@@ -16,7 +16,7 @@ def main(args: argparse.Namespace) -> OrderedDict | None:
     """Train, or with ``--eval-only`` evaluate.
 
     Args:
-        args: as :func:`isda.engine.arguments.argument_parser` reads them.
+        args: as :func:`isda.cli.arguments.argument_parser` reads them.
 
     Returns:
         The results of the last evaluation, in the main process.
