@@ -3,8 +3,6 @@
 import logging
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -410,15 +408,23 @@ def open_last_checkpoint(
 
 def _can_go_on(contents: dict[str, Any]) -> bool:
     """Whether there is all that a training needs, as this project's trainer writes it."""
-    trainer = contents.get("trainer")
-    steps = trainer.get("_trainer") if isinstance(trainer, dict) else None
-    optimizer = steps.get("optimizer") if isinstance(steps, dict) else None
-    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
-        return False
+    trainer = _table(contents.get("trainer"))
+    steps = _table(trainer.get("_trainer"))
+    moments = _table(steps.get("optimizer")).get("state")
     counts = [trainer.get("iteration"), trainer.get("images"), steps.get("iteration")]
     counts += [contents.get("averaged_steps")] * ("training_model" in contents)
-    lists = isinstance(trainer.get("random_states"), list)
-    return lists and all(isinstance(count, int) for count in counts)
+    random_states = trainer.get("random_states")
+    return (
+        isinstance(moments, dict)
+        and isinstance(random_states, list)
+        and isinstance(trainer.get("hooks", {}), dict)
+        and all(isinstance(table, dict) for table in (*moments.values(), *random_states))
+        and all(isinstance(count, int) and count >= 0 for count in counts)
+    )
+
+
+def _table(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def _checkpoints(folder: str) -> Iterator[str]:
@@ -430,12 +436,8 @@ def _checkpoints(folder: str) -> Iterator[str]:
 def _whole(path: str) -> dict[str, Any] | None:
     """The content of a checkpoint, whose tensors stay on the disk; None if it is damaged."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:  # PyTorch does not look at the checksums
-                    return None
         return read_checkpoint(path, mmap=True)
-    except (OSError, EOFError, WeightsError, zipfile.BadZipFile, zlib.error):
+    except WeightsError:
         return None
 
 

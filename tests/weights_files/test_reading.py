@@ -252,7 +252,8 @@ SAFETENSORS = {
     "overlap": (safetensors({"a": entry(), "b": entry()}, PAIR), "has b in the wrong place"),
     "gap": (safetensors({"a": entry(4, 12)}, PAIR * 2), "has a in the wrong place"),
     "more": (safetensors({"a": entry()}, PAIR + b"12"), "2 bytes that belong to no tensor"),
-    "another type": (safetensors({"a": entry(0, 4, (4,), "F8_E4M3")}, PAIR[:4]), "of type F8_E4M3"),
+    "vast and empty": (safetensors({"a": entry(0, 0, (0, 2**70))}), "does not describe a as a ten"),
+    "a long name": (safetensors({"x" * 10**6: 3}), "x … x"),
     "a name that steers": (safetensors({"\x1b[2J": 3}), "does not describe \ufffd[2J as a tensor"),
 }
 
@@ -281,6 +282,15 @@ def zipped(*names: str) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in names:
             archive.writestr(name, "x")
+    return buffer.getvalue()
+
+
+def altered(content: bytes, old: bytes, new: bytes) -> bytes:
+    """An archive as if it had been written with other bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(buffer, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, before.read(name).replace(old, new))
     return buffer.getvalue()
 
 
@@ -314,13 +324,13 @@ OTHERS = {
         saved(WEIGHTS, _use_new_zipfile_serialization=False)[:-30],
         "is damaged or cut off",
     ),
-    "changed.pth": (GOOD.replace(b"torch._utils", b"torch.utils."), "besides tensors (torch.utils"),
+    "changed.pth": (altered(GOOD, b"torch._utils", b"torch.utils."), "besides tensors (torch.util"),
     "protocol.pth": (saved(WEIGHTS, pickle_protocol=4), "is pickled by protocol 4, which PyTorch"),
     "protocol_5.pth": (
         saved(WEIGHTS, pickle_protocol=5, _use_new_zipfile_serialization=False),
         "is pickled by protocol 5, which PyTorch reads by executing it only: have it saved witho",
     ),
-    "operand.pth": (saved(WEIGHTS).replace(PROTO, PROTO[:2] + b"\xff"), "is damaged or cut off"),
+    "operand.pth": (altered(GOOD, PROTO, PROTO[:2] + b"\xff"), "is damaged or cut off"),
     "other.pth": (zipped("readme.txt"), "is a ZIP archive without weights of PyTorch: unpack it"),
     "arrays.pth": (zipped("a.npy", "b.npy"), "is a NumPy archive (.npz)"),
     "program.pth": (
@@ -337,7 +347,12 @@ OTHERS = {
     "model.pth": (saved({"model": [1]}), "'model' is of type list, not a tensor"),
     "counter.pth": (saved({"a": torch.zeros(1), "epoch": 3}), "'epoch' is of type int, not a te"),
     "inner.pth": (saved({"model": {"a": None}}), "'a' below model is of type None, not a tensor"),
-    "number.pth": (saved({"model": {1: torch.zeros(1)}}), "1 below model is of type Tensor"),
+    "number.pth": (saved({"model": {1: torch.zeros(1)}}), "1 below model in place of a tens"),
+    "long.pth": (saved({"x" * 10**6: 1}), "x … x"),
+    "eight.safetensors": (
+        safetensors({"a": entry(0, 4, (4,), "F8_E4M3")}, PAIR[:4]),
+        "holds a as numbers of type F8_E4M3: save it as a dense tensor",
+    ),
     "averaged.pth": (
         saved({"model": WEIGHTS, "training_model": {"a": 1}}),
         "'a' below training_model is of type int",
@@ -359,6 +374,29 @@ def test_files_that_are_no_weights(name, tmp_path):
     text = refusal(tmp_path / name)
     assert message in text
     assert "\n" not in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_number_that_was_damaged_on_its_way(mmap, tmp_path):
+    """PyTorch takes it as it is, and the model computes with it."""
+    content = bytearray(saved({"a": torch.full((1000,), 0.5)}))
+    at = content.find(torch.full((1000,), 0.5).numpy().tobytes())
+    content[at + 2003] ^= 64  # of an exponent
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    assert torch.load(path)["a"].max() > 1e30
+    with pytest.raises(WeightsError, match="w.pth is damaged .*data/0.*: download or cop"):
+        read_checkpoint(path, mmap=mmap)
+
+
+def test_files_without_checksums(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert_same(read_checkpoint(tmp_path / "w.pth")["model"])
 
 
 @pytest.mark.parametrize("new_format", [True, False])

@@ -27,7 +27,11 @@ from isda.weights_files.pickled_data import (
     load_plain,
     with_arrays,
 )
-from isda.weights_files.safetensors import SafetensorsError, read_safetensors
+from isda.weights_files.safetensors import (
+    SafetensorsError,
+    UnknownTypeError,
+    read_safetensors,
+)
 
 __all__ = ["local_file", "others_read_tensors_only", "read_checkpoint", "read_state_dict"]
 
@@ -35,9 +39,12 @@ __all__ = ["local_file", "others_read_tensors_only", "read_checkpoint", "read_st
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict")
 # Deformable DETR's authors saved the arguments of their command line along.
 _TORCH_SAFE = [argparse.Namespace, *((stand_in, name) for name, stand_in in SAFE_NAMES.items())]
+_PART = 2**20  # bytes that are read at once
 _TORCH_PROTOCOL = 3  # and lower ones are what PyTorch reads without executing it
 _AGAIN = "download or copy it again"
 _SAVE = "give a file of torch.save(model.state_dict(), FILE)"
+_DENSE = "save it as a dense tensor of numbers"
+_SHOWN = 200  # characters at each end of a message; a name in a file may have millions
 
 
 def read_checkpoint(source: str | os.PathLike, *, mmap: bool = False) -> dict[str, Any]:
@@ -179,9 +186,30 @@ def _protocol(path: Path) -> int:
     return head[1] if head[:1] == pickle.PROTO else 0
 
 
+def _check_sums(path: Path) -> None:
+    """PyTorch does not: it would take a number that was damaged on its way as it is.
+
+    Raises:
+        UnknownKindError: a part of the archive is not what was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC == 0:  # none was written: torch.serialization.set_crc32_options
+                    continue
+                with archive.open(entry) as part:
+                    while part.read(_PART):
+                        pass
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise UnknownKindError(f"is damaged ({error})", _AGAIN) from None
+
+
 def _read_torch(path: Path, mmap: bool) -> Any:
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        _check_sums(path)
     # The older format cannot be mapped, and a name in ".safetensors" has PyTorch expect that.
-    mmap = mmap and path.suffix != ".safetensors" and zipfile.is_zipfile(path)
+    mmap = mmap and path.suffix != ".safetensors" and is_archive
     with (
         open(path, "rb") as file,
         torch.serialization.safe_globals(_TORCH_SAFE),
@@ -202,7 +230,10 @@ def _read_pickle(path: Path, mmap: bool) -> Any:
 
 
 def _read_safetensors(path: Path, mmap: bool) -> dict[str, Tensor]:
-    return read_safetensors(path)
+    try:
+        return read_safetensors(path)
+    except UnknownTypeError as error:
+        raise _ContentError(f"holds {error}: {_DENSE}") from None
 
 
 _READERS = {PICKLE: _read_pickle, SAFETENSORS: _read_safetensors}
@@ -267,7 +298,9 @@ def _check_weights(weights: Any, wrapper: str | None) -> None:
     if not isinstance(weights, Mapping) or not weights:
         raise _ContentError(f"holds no tensors {where}at all: {_SAVE}")
     for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor | np.ndarray):
+        if not isinstance(name, str):
+            raise _ContentError(f"has {name!r} {where}in place of a tensor's name: {_SAVE}")
+        if not isinstance(tensor, Tensor | np.ndarray):
             raise _ContentError(
                 f"holds no state dict, neither alone nor below model or state_dict: {name!r} "
                 f"{where}is of type {_kind(tensor)}, not a tensor; {_SAVE}"
@@ -275,11 +308,13 @@ def _check_weights(weights: Any, wrapper: str | None) -> None:
         if not name.isprintable():
             raise _ContentError(f"holds a tensor under the name {name!r}, which no model has")
         if fault := _fault(tensor):
-            raise _ContentError(f"holds {name} as {fault}: save it as a dense tensor of numbers")
+            raise _ContentError(f"holds {name} as {fault}: {_DENSE}")
 
 
 def _printable(text: str) -> str:
-    """Without characters that steer a terminal: names in a file are its writer's."""
+    """Of some lines, and nothing that steers a terminal: names in a file are its writer's."""
+    if len(text) > 2 * _SHOWN:
+        text = f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LENGTH_BYTES", "SafetensorsError", "read_safetensors"]
+__all__ = ["LENGTH_BYTES", "SafetensorsError", "UnknownTypeError", "read_safetensors"]
 
 LENGTH_BYTES = 8  # of the header's length, little-endian
 _LARGEST_HEADER = 100_000_000  # the format's own limit
+_LARGEST_COUNT = 2**63 - 1  # of PyTorch
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -36,6 +37,10 @@ class SafetensorsError(ValueError):
     """What is wrong with a file, without its name."""
 
 
+class UnknownTypeError(SafetensorsError):
+    """A whole file with numbers of a type that no weights here are."""
+
+
 class _Entry(NamedTuple):
     name: str
     dtype: torch.dtype
@@ -48,6 +53,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name.
 
     Raises:
+        UnknownTypeError: a tensor holds numbers that no weights here are.
         SafetensorsError: the file is cut off, or is not of this format.
         OSError: it cannot be read.
     """
@@ -92,7 +98,7 @@ def _entry(name: str, value: Any) -> _Entry:
     if not (_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         raise SafetensorsError(f"its header does not describe {name} as a tensor")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise SafetensorsError(f"{name} is of type {dtype}, which no weights here are")
+        raise UnknownTypeError(f"{name} as numbers of type {dtype}")
     entry = _Entry(name, _DTYPES[dtype], tuple(shape), *offsets)
     if entry.end - entry.start != math.prod(shape) * entry.dtype.itemsize:
         raise SafetensorsError(f"its header gives {name} another size than its shape")
@@ -100,7 +106,9 @@ def _entry(name: str, value: Any) -> _Entry:
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    return isinstance(values, list) and all(
+        type(v) is int and 0 <= v <= _LARGEST_COUNT for v in values
+    )
 
 
 def _check_complete(entries: list[_Entry], available: int) -> None:
