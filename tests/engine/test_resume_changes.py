@@ -369,6 +369,11 @@ NO_TRAINING = [
     {"trainer___trainer": None},
     {"trainer___trainer__optimizer": None},
     {"trainer___trainer__iteration": None},
+    {"trainer__iteration": -2},
+    {"trainer__images": -1},
+    {"trainer__random_states": [1]},
+    {"trainer__hooks": [1]},
+    {"trainer___trainer__optimizer__state": {0: 3}},
     {"training_model": {"weight": torch.zeros(2)}},  # but no averaged_steps
     # As Detectron2's own trainer leaves it.
     {"classes": None, "trainer__images": None, "trainer__random_states": None},
@@ -391,6 +396,28 @@ def test_what_is_no_training_is_not_continued(half, changes):
     remedy = f"start a new training from its weights: without --resume, with MODEL.WEIGHTS {path} "
     assert f"{message}{remedy}and another OUTPUT_DIR" in str(error.value)
     assert find_resumption(str(half), to_train=False).path == str(path)  # which needs no training
+
+
+def of_sgd(state):
+    return {"momentum_buffer": state["exp_avg"]}
+
+
+def of_another_shape(state):
+    return state | {"exp_avg": torch.zeros(3, 1)}
+
+
+@pytest.mark.parametrize("changed", [of_sgd, of_another_shape])
+def test_moments_of_another_optimiser_are_refused(half, changed):
+    """SGD would ignore AdamW's without a word, and begin with none."""
+    path = half / "model_final.pth"
+    contents = torch.load(path)
+    states = contents["trainer"]["_trainer"]["optimizer"]["state"]
+    states[0] = changed(states[0])
+    torch.save(contents, path)
+    with pytest.raises(
+        WeightsError, match="is not the state of AdamW for this model .*exp_avg|mom"
+    ):
+        resumed(half)
 
 
 def test_the_best_weights_are_no_training(half):

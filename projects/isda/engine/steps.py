@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from isda.engine.random_state import preserved_random_state
+from isda.weights_files import WeightsError
 
 __all__ = ["StepTrainer", "averaged_model"]
 
@@ -23,6 +24,8 @@ _ADVICE = (
     "Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, look at the images and annotations "
     "named above, and train in bfloat16 or without SOLVER.AMP instead of float16"
 )
+# What these optimisers keep of each parameter.
+_MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 
 
 def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
@@ -239,8 +242,32 @@ class StepTrainer(SimpleTrainer):
             for index, name in enumerate(names or ours)
             if index in saved["state"]
         }
+        self._check_moments({name: by_name[name] for name in ours if name in by_name})
         state = {index: by_name[name] for index, name in enumerate(ours) if name in by_name}
         return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+
+    def _check_moments(self, moments: dict[str, dict]) -> None:
+        """
+        Raises:
+            WeightsError: they are another optimiser's, which this one would ignore, or those of
+                parameters of other shapes.
+        """
+        kind = type(self.optimizer).__name__
+        parameters = dict(self.bare_model.named_parameters())
+        for name, state in moments.items():
+            if not state:
+                continue
+            tensors = (value for value in state.values() if isinstance(value, Tensor))
+            shapes = {tensor.shape for tensor in tensors if tensor.dim() > 0}
+            if state.keys() != _MOMENTS.get(kind, state.keys()) or shapes - {
+                parameters[name].shape
+            }:
+                raise WeightsError(
+                    f"--resume: what the checkpoint has of the optimiser is not the state of "
+                    f"{kind} for this model ({name}: {', '.join(map(str, state))}): start a new "
+                    "training from its weights: without --resume, with MODEL.WEIGHTS and another "
+                    "OUTPUT_DIR"
+                )
 
 
 class _RunningStatistics:
