@@ -38,7 +38,11 @@ class ArgumentError(ValueError):
 def violation(value: Any, requirement: Requirement) -> str:
     """What is wrong with a value, in words that follow its name; "" if nothing is."""
     holds, words = requirement
-    return "" if holds(value) else f"must be {words}, got {value!r}"
+    try:
+        fulfilled = holds(value)
+    except TypeError:  # text among numbers
+        fulfilled = False
+    return "" if fulfilled else f"must be {words}, got {value!r}"
 
 
 def check(requirement: Requirement, **arguments: Any) -> None:

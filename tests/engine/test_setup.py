@@ -113,7 +113,35 @@ def test_a_config_that_is_no_text(tmp_path):
         load_config(str(tmp_path / "a.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "SOLVER:\n  GAMMA: 1.0\nSEED: 1\nSOLVER:\n  EPOCHS: 2\n",
+            "SOLVER twice, in lines 1 and 4",
+        ),
+        ("SOLVER:\n  GAMMA: 1.0\n  GAMMA: 2.0\n", "GAMMA twice, in lines 2 and 3"),
+        ("DATASETS: {TRAIN: [{a: 1, a: 2}]}", "a twice, in lines 1 and 1"),
+        ("MODEL: &all\n  X: *all\n", "nests too deeply, or within itself"),
+        (f"SEED: {'[' * 3000}{']' * 3000}", "nests too deeply, or within itself"),
+    ],
+    ids=["tables", "keys", "in a list", "alias", "deep"],
+)
+def test_yaml_that_says_something_else(content, message, tmp_path):
+    (tmp_path / "base.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=f".yaml.* {message}"):
+        load_config(write(tmp_path / "a.yaml", {"_BASE_": "base.yaml"}))
+
+
+def test_an_alias_is_no_repetition(tmp_path):
+    text = "MODEL:\n  PIXEL_MEAN: &same [1.0, 1.0, 1.0]\n  PIXEL_STD: *same\n"
+    (tmp_path / "a.yaml").write_text(text)
+    assert load_config(str(tmp_path / "a.yaml")).MODEL.PIXEL_STD == [1.0] * 3
+
+
 def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config("a\0.yaml")
     with pytest.raises(ConfigError, match="config file nowhere.yaml does not exist"):
         load_config("nowhere.yaml")
     file = write(tmp_path / "a.yaml", {"_BASE_": "gone.yaml"})
@@ -171,6 +199,45 @@ def test_wrong_values(tmp_path, key, value, message):
     check_config(toy_config(tmp_path), world_size=2)
     with pytest.raises(ConfigError, match=message):
         check_config(toy_config(tmp_path, key, value), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SEED", 2**31, "SEED must be below 2147483648"),
+        ("SOLVER.BASE_LR", float("inf"), "SOLVER.BASE_LR must be finite, got inf"),
+        ("SOLVER.EPOCHS", float("inf"), "SOLVER.EPOCHS must be finite, got inf"),
+        ("SOLVER.STEP_EPOCHS", ("a",), "SOLVER.STEP_EPOCHS must be numbers that are at least 0"),
+        ("SOLVER.STEPS", (-1,), "SOLVER.STEPS must be numbers that are at least 0"),
+        ("SOLVER.GAMMA", -1.0, "SOLVER.GAMMA must be at least 0"),
+        ("SOLVER.WEIGHT_DECAY", -1.0, "SOLVER.WEIGHT_DECAY must be at least 0"),
+        ("SOLVER.MOMENTUM", 5.0, "SOLVER.MOMENTUM must be at least 0 and below 1"),
+        ("SOLVER.LR_SCHEDULER_NAME", "X", "SOLVER.LR_SCHEDULER_NAME must be one of WarmupMulti"),
+        ("SOLVER.WARMUP_METHOD", "x", "SOLVER.WARMUP_METHOD must be one of linear, constant"),
+        ("MODEL.BACKBONE.NAME", "x", "MODEL.BACKBONE.NAME must be the name of a registered buil"),
+        ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "MODEL.PIXEL_STD must be values above 0"),
+        ("MODEL.PIXEL_MEAN", [1.0, 1.0], "MODEL.PIXEL_MEAN must have a value for each of the 3"),
+        ("MODEL.PIXEL_MEAN", ["a", 1.0, 1.0], "MODEL.PIXEL_MEAN must be finite numbers"),
+        ("INPUT.MIN_SIZE_TRAIN", ("a",), "INPUT.MIN_SIZE_TRAIN must be one or more sizes in pi"),
+        ("INPUT.MIN_SIZE_TRAIN", (1.5,), "INPUT.MIN_SIZE_TRAIN must be one or more sizes in pi"),
+        ("INPUT.CROP.TYPE", "x", "INPUT.CROP.TYPE must be one of relative_range, relative, abs"),
+        ("DATASETS.TRAIN", (3,), "DATASETS.TRAIN must be names of registered data sets"),
+    ],
+)
+def test_values_that_would_end_in_a_traceback_or_train_something_else(
+    tmp_path, key, value, message
+):
+    with pytest.raises(ConfigError, match=message):
+        check_config(toy_config(tmp_path, key, value))
+
+
+def test_the_largest_of_all_is_a_norm(tmp_path):
+    check_config(toy_config(tmp_path, "SOLVER.CLIP_GRADIENTS.NORM_TYPE", float("inf")))
+
+
+def test_numbers_that_are_not_finite_do_not_get_in():
+    with pytest.raises(ConfigError, match="SOLVER.EPOCHS must be finite, got inf"):
+        load_config("", ["SOLVER.EPOCHS", "1e999"])
 
 
 @pytest.mark.parametrize(

@@ -115,3 +115,22 @@ def test_more_gpus_than_there_are(tmp_path, monkeypatch):
     words = ["--config-file", str(config_file(tmp_path, "MODEL.DEVICE", "cuda")), "--num-gpus", "2"]
     with pytest.raises(SystemExit, match="error: --num-gpus 2, but this machine has 1"):
         run(lambda args: None, argument_parser().parse_args(words))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.ISDA.IN_FEATURES", ["x"], "MODEL.ISDA.IN_FEATURES names ['x'], but the backbone"),
+        ("INPUT.RANDOM_FLIP", "sideways", "INPUT.RANDOM_FLIP must be none, horizontal or vertical"),
+        ("INPUT.MASK_FORMAT", "x", "INPUT.MASK_FORMAT must be bitmask or polygon, got 'x'"),
+        ("INPUT.DATASET_MAPPER_NAME", "x", "INPUT.DATASET_MAPPER_NAME must be one of isda, isda"),
+        ("DATALOADER.SAMPLER_TRAIN", "x", "DATALOADER.SAMPLER_TRAIN must be TrainingSampler or"),
+    ],
+)
+def test_what_only_the_part_itself_can_judge_is_a_sentence_too(
+    train_net, tmp_path, key, value, message
+):
+    config = config_file(tmp_path, key, value)
+    with pytest.raises(SystemExit) as end:
+        call(train_net, "--config-file", config, "--num-gpus", 0)
+    assert str(end.value).startswith(f"error: {message}")

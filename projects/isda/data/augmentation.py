@@ -6,6 +6,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from isda.errors import ConfigError
+
 __all__ = [
     "RandomColor",
     "RandomCrop",
@@ -24,11 +26,11 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """What the config's mapper does to an image; at test time Detectron2's resize.
 
     Raises:
-        ValueError: an unknown ``INPUT.DATASET_MAPPER_NAME``, or values that make no policy.
+        ConfigError: an unknown ``INPUT.DATASET_MAPPER_NAME``, or values that make no policy.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in _RESIZES:
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.DATASET_MAPPER_NAME must be one of {', '.join(_RESIZES)}, got {name!r}"
         )
     if not is_train:
@@ -43,14 +45,14 @@ def _detr_resize(cfg: CfgNode) -> list[T.Augmentation]:
     if not crop.ENABLED:
         return [resize]
     if not 0 <= crop.PROBABILITY <= 1:
-        raise ValueError(f"INPUT.CROP.PROBABILITY must be within 0 and 1, got {crop.PROBABILITY}")
+        raise ConfigError(f"INPUT.CROP.PROBABILITY must be within 0 and 1, got {crop.PROBABILITY}")
     if crop.TYPE == "absolute_range" and crop.SIZE[0] > crop.SIZE[1]:
-        raise ValueError(
+        raise ConfigError(
             "INPUT.CROP.SIZE must be [smallest, largest] for INPUT.CROP.TYPE absolute_range, got "
             f"{list(crop.SIZE)}"
         )
     if crop.TYPE.startswith("relative") and not all(0 < share <= 1 for share in crop.SIZE):
-        raise ValueError(
+        raise ConfigError(
             "INPUT.CROP.SIZE must be two shares of the image, above 0 and at most 1, for "
             f"INPUT.CROP.TYPE {crop.TYPE}, got {list(crop.SIZE)}"
         )
@@ -68,7 +70,7 @@ def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     """
     size, low, high = cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE
     if size < 1 or not 0 < low <= high:
-        raise ValueError(
+        raise ConfigError(
             "large-scale jitter needs INPUT.IMAGE_SIZE >= 1 and 0 < INPUT.MIN_SCALE <= "
             f"INPUT.MAX_SCALE, got {size}, {low} and {high}"
         )
@@ -85,9 +87,9 @@ _RESIZES = {"isda": _detr_resize, "isda_lsj": _large_scale_jitter, "fixed": _fix
 def _resize_shortest_edge(cfg: CfgNode) -> T.Augmentation:
     sizes, style = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     if style not in ("choice", "range"):
-        raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING must be choice or range, got {style!r}")
+        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING must be choice or range, got {style!r}")
     if not sizes or (style == "range" and len(sizes) != 2):
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)} does not go with "
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING {style}: range takes (smallest, largest), choice any"
         )
@@ -97,7 +99,7 @@ def _resize_shortest_edge(cfg: CfgNode) -> T.Augmentation:
 def _flips(cfg: CfgNode) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
-        raise ValueError(f"INPUT.RANDOM_FLIP must be none, horizontal or vertical, got {flip!r}")
+        raise ConfigError(f"INPUT.RANDOM_FLIP must be none, horizontal or vertical, got {flip!r}")
     flips = []
     if flip != "none":
         flips.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
@@ -110,7 +112,7 @@ def _color(cfg: CfgNode) -> list[T.Augmentation]:
     if not cfg.INPUT.COLOR_AUG:
         return []
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ValueError(f"INPUT.COLOR_AUG needs INPUT.FORMAT RGB or BGR, got {cfg.INPUT.FORMAT}")
+        raise ConfigError(f"INPUT.COLOR_AUG needs INPUT.FORMAT RGB or BGR, got {cfg.INPUT.FORMAT}")
     return [RandomColor(cfg.INPUT.FORMAT)]
 
 

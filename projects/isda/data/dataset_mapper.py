@@ -14,6 +14,7 @@ from isda.data.augmentation import build_augmentations
 from isda.data.errors import DatasetError
 from isda.data.images import DEFAULT_OPTIONS, ImageOptions, check_image_size, read_image
 from isda.data.masks import BitmapStack, PolygonStack, UnusableSegmentationError, parse_segmentation
+from isda.errors import ConfigError
 
 __all__ = ["InstanceDatasetMapper", "build_mapper"]
 
@@ -26,7 +27,7 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> "InstanceDatasetMapper"
     """The mapper that ``INPUT.DATASET_MAPPER_NAME`` asks for: ``isda``, ``isda_lsj``, ``fixed``.
 
     Raises:
-        ValueError: the name, or a value that its augmentation needs, is not valid.
+        ConfigError: the name, or a value that its augmentation needs, is not valid.
     """
     return InstanceDatasetMapper(cfg, is_train)
 
@@ -60,7 +61,7 @@ class InstanceDatasetMapper:
             image_options: how the files are read.
         """
         if mask_format not in ("bitmask", "polygon"):
-            raise ValueError(f"INPUT.MASK_FORMAT must be bitmask or polygon, got {mask_format!r}")
+            raise ConfigError(f"INPUT.MASK_FORMAT must be bitmask or polygon, got {mask_format!r}")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format

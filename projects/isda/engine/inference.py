@@ -17,6 +17,7 @@ from isda.engine.architectures import node_with_classes
 from isda.engine.devices import check_device
 from isda.engine.precision import inference_dtype
 from isda.engine.setup import uses_cuda
+from isda.errors import ConfigError
 from isda.weights_files import read_checkpoint
 
 __all__ = [
@@ -67,13 +68,13 @@ def load_trained(cfg: CfgNode) -> TrainedModel:
 
     Raises:
         WeightsError: there is no such file, or it cannot be read.
-        ValueError: ``MODEL.WEIGHTS`` is empty, does not hold the whole model, or is for another
+        ConfigError: ``MODEL.WEIGHTS`` is empty, does not hold the whole model, or is for another
             number of classes, or there is no such device.
     """
     cfg = cfg.clone()
     cfg.defrost()
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError(
+        raise ConfigError(
             "MODEL.WEIGHTS is empty, so the model would be untrained: name the file of a "
             "training, as in MODEL.WEIGHTS output/model_final.pth"
         )
@@ -101,7 +102,7 @@ def _compare_number(cfg: CfgNode, names: list[str]) -> None:
     node = node_with_classes(cfg)
     if node and cfg.MODEL[node].NUM_CLASSES not in (0, len(names)):
         more = ", ..." if len(names) > _LISTED else ""
-        raise ValueError(
+        raise ConfigError(
             f"{cfg.MODEL.WEIGHTS} is for {len(names)} classes "
             f"({', '.join(names[:_LISTED])}{more}), and MODEL.{node}.NUM_CLASSES is "
             f"{cfg.MODEL[node].NUM_CLASSES}: give the config that it was trained with, or leave "
@@ -141,7 +142,7 @@ def _classes_of_datasets(cfg: CfgNode) -> Classes:
     """Of the first data set that this program knows; None if it knows none.
 
     Raises:
-        ValueError: the number of classes would have to come from a data set that it does not know.
+        ConfigError: the number of classes would have to come from a data set that it does not know.
     """
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     known = [name for name in names if name in DatasetCatalog]
@@ -167,7 +168,7 @@ class _WholeModelCheckpointer(Checkpointer):
             *(name for name, *_ in incompatible.incorrect_shapes),
         ]
         if lacking:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.WEIGHTS is not of this model: it lacks {len(set(lacking))} tensors, such "
                 f"as {lacking[0]}; give the config that it was trained with, or set "
                 "MODEL.WEIGHTS_MIN_MATCHED to 0 to predict with untrained parts"

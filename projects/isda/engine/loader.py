@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from isda.engine.random_state import preserved_random_state, seed_cpu
+from isda.errors import ConfigError
 
 __all__ = [
     "ResumableSampler",
@@ -134,7 +135,7 @@ def build_sampler(cfg: CfgNode, dicts: list[dict]) -> Sampler:
             dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )
         return RepeatFactorTrainingSampler(torch.as_tensor(factors), seed=seed)
-    raise ValueError(
+    raise ConfigError(
         "DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, "
         f"got {name!r}"
     )

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import logging
+import math
 import os
 from ast import literal_eval
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -36,7 +38,16 @@ from isda.engine.devices import DeviceError, check_device
 from isda.engine.resuming import Resumption, find_resumption, read_flat
 from isda.errors import ConfigError
 from isda.files import write_error, write_text
-from isda.requirements import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, at_least, one_of, violation
+from isda.requirements import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    at_least,
+    each,
+    one_of,
+    violation,
+)
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = [
@@ -48,6 +59,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former where PyYAML was compiled
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -128,20 +141,31 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     cfg = get_cfg()
     add_config(cfg)
     if config_file:
-        _merge(cfg, flattened(_read_yaml(config_file)).items(), config_file)
+        _merge(cfg, _read_yaml(config_file).items(), config_file)
     _merge(cfg, _pairs(opts or []), "the command line")
+    _check_finite(flattened(cfg))
     return cfg
 
 
-def _read_yaml(config_file: str) -> dict:
+def _read_yaml(config_file: str) -> dict[str, Any]:
+    """Values by the full names of keys, of a file and those below its ``_BASE_``."""
+    if "\0" in config_file:  # which no file has
+        raise ConfigError(f"config file {config_file} does not exist")
     try:
         content = _yaml_reader().load_yaml_with_base(config_file, allow_unsafe=False)
+        if isinstance(content, dict):
+            return flattened(content)
     except FileNotFoundError as error:
         missing = error.filename or config_file
         raise ConfigError(f"config file {missing} does not exist") from error
     except OSError as error:
         name, reason = error.filename or config_file, error.strerror or error
         raise ConfigError(f"config file {name} cannot be read ({reason})") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"config file {config_file}, or one that it names by _BASE_, nests too deeply, or "
+            "within itself by an alias (*NAME)"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {config_file} is not valid YAML: {error}") from error
     except TypeError as error:  # Detectron2 looks for _BASE_ in whatever the file holds
@@ -152,13 +176,15 @@ def _read_yaml(config_file: str) -> dict:
             f"others do ({error}): _BASE_ is a path or a list of paths, and a key that holds keys "
             "in one file holds keys in all"
         ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {config_file} holds no keys")
-    return content
+    raise ConfigError(f"config file {config_file} holds no keys")
 
 
 def _yaml_reader() -> type[CfgNode]:
-    """Detectron2's reader of a file and those below its ``_BASE_``, which notices a circle."""
+    """Detectron2's reader of a file and those below its ``_BASE_``.
+
+    It notices a circle, and a key that stands twice: of a file with ``SOLVER:`` in two places the
+    first would be lost.
+    """
     chain: list[str] = []
 
     class Reader(CfgNode):
@@ -172,11 +198,39 @@ def _yaml_reader() -> type[CfgNode]:
                     "take it out of one of them"
                 )
             chain.append(path)
+            with cls._open_cfg(filename) as file:
+                _refuse_repetition(yaml.compose(file, _YamlLoader), filename)
             content = super().load_yaml_with_base(filename, allow_unsafe=False)
             chain.pop()
             return content
 
     return Reader
+
+
+def _refuse_repetition(node: yaml.Node | None, filename: str) -> None:
+    """
+    Raises:
+        ConfigError: a table has a key twice.
+    """
+    nodes, seen = [node], set()
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # an alias may stand within what it names
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            nodes.append(value)
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(
+                    f"config file {filename} has {name} twice, in lines {lines[name]} and {line}, "
+                    "of which one would be lost: make one of them"
+                )
+            lines[name] = line
 
 
 def _pairs(opts: list[str]) -> list[tuple[str, str]]:
@@ -359,25 +413,55 @@ def resolve_schedule(cfg: CfgNode, num_images: int) -> None:
 
 
 # Detectron2 scales no image where the shorter side is to have 0 pixels.
+_CROPS = ("relative_range", "relative", "absolute", "absolute_range")
+_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+_NAMES = (lambda names: all(type(name) is str for name in names), "names of registered data sets")
+_POINTS = (lambda points: all(point >= 0 for point in points), "numbers that are at least 0")
+_BELOW_1 = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 REQUIREMENTS = {
+    "SEED": (lambda value: value < 2**31, "below 2147483648; a negative one stands for a new one"),
+    "VIS_PERIOD": NOT_NEGATIVE,
+    "MODEL.BACKBONE.NAME": (
+        lambda name: name in BACKBONE_REGISTRY,
+        "the name of a registered builder, such as build_resnet_fpn_backbone",
+    ),
+    "MODEL.FPN.OUT_CHANNELS": COUNT,
+    "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
+    "MODEL.PIXEL_MEAN": (lambda values: all(map(math.isfinite, values)), "finite numbers"),
+    "MODEL.PIXEL_STD": (lambda values: all(value > 0 for value in values), "values above 0"),
     "INPUT.FORMAT": one_of("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.INTENSITY": (check_intensity, INTENSITY_RULES),
     "INPUT.PAGE": at_least(-1),
     "INPUT.CHANNEL": at_least(-1),
     "INPUT.MAX_PIXELS": COUNT,
     "INPUT.MIN_SIZE_TRAIN": (
-        lambda sizes: len(sizes) > 0 and all(size >= 0 for size in sizes),
+        lambda sizes: len(sizes) > 0 and all(type(s) is int and s >= 0 for s in sizes),
         "one or more sizes in pixels, each at least 0",
     ),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
     "INPUT.MAX_SIZE_TRAIN": COUNT,
     "INPUT.MIN_SIZE_TEST": NOT_NEGATIVE,
     "INPUT.MAX_SIZE_TEST": COUNT,
+    "INPUT.CROP.TYPE": one_of(*_CROPS),
+    "INPUT.CROP.SIZE": each(POSITIVE, 2),
+    "DATASETS.TRAIN": _NAMES,
+    "DATASETS.TEST": _NAMES,
+    "DATALOADER.REPEAT_THRESHOLD": NOT_NEGATIVE,
     "SOLVER.IMS_PER_BATCH": COUNT,
     "SOLVER.ACCUMULATION": COUNT,
     "SOLVER.MAX_ITER": COUNT,
     "SOLVER.BASE_LR": POSITIVE,
+    "SOLVER.BASE_LR_END": NOT_NEGATIVE,
+    "SOLVER.BIAS_LR_FACTOR": NOT_NEGATIVE,
     "SOLVER.OPTIMIZER": one_of("ADAMW", "SGD"),
+    "SOLVER.MOMENTUM": _BELOW_1,
+    "SOLVER.WEIGHT_DECAY": NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY_NORM": NOT_NEGATIVE,
+    "SOLVER.LR_SCHEDULER_NAME": one_of(*_SCHEDULERS),
+    "SOLVER.GAMMA": NOT_NEGATIVE,
+    "SOLVER.NUM_DECAYS": NOT_NEGATIVE,
+    "SOLVER.STEPS": _POINTS,
+    "SOLVER.STEP_EPOCHS": _POINTS,
     "SOLVER.BACKBONE_MULTIPLIER": NOT_NEGATIVE,
     "SOLVER.SAMPLING_MULTIPLIER": NOT_NEGATIVE,
     "SOLVER.REFERENCE_BATCH": NOT_NEGATIVE,
@@ -385,6 +469,8 @@ REQUIREMENTS = {
     "SOLVER.CHECKPOINT_EPOCHS": NOT_NEGATIVE,
     "SOLVER.CHECKPOINT_PERIOD": COUNT,
     "SOLVER.WARMUP_ITERS": NOT_NEGATIVE,
+    "SOLVER.WARMUP_FACTOR": NOT_NEGATIVE,
+    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
     "SOLVER.EARLY_STOP.PATIENCE": NOT_NEGATIVE,
     "SOLVER.MAX_NONFINITE_STEPS": COUNT,
     "SOLVER.AMP.DTYPE": one_of("bfloat16", "float16"),
@@ -392,6 +478,7 @@ REQUIREMENTS = {
     "SOLVER.EMA.DECAY": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of(*CLIP_TYPES),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": POSITIVE,
     "TEST.AMP.DTYPE": one_of("bfloat16", "float16"),
     "TEST.AMP.IF_SLOWER": one_of("float32", "keep"),
     "TEST.EVAL_EPOCHS": NOT_NEGATIVE,
@@ -415,12 +502,28 @@ def check_config(cfg: CfgNode, world_size: int = 1) -> None:
         text = violation(values[key], requirement)
         if text:
             raise ConfigError(f"{key} {text}")
+    _check_finite(values)
     check_trainable(cfg)
     try:
         check_device(cfg.MODEL.DEVICE, may_lack_cuda=True)
     except DeviceError as error:
         raise ConfigError(f"MODEL.DEVICE: {error}") from error
     _check_combinations(cfg, world_size)
+
+
+_MAY_BE_INFINITE = ("SOLVER.CLIP_GRADIENTS.NORM_TYPE",)  # the largest of all
+
+
+def _check_finite(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if key not in _MAY_BE_INFINITE and not _is_finite(value):
+            raise ConfigError(f"{key} must be finite, got {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _check_combinations(cfg: CfgNode, world_size: int) -> None:
@@ -432,6 +535,13 @@ def _check_combinations(cfg: CfgNode, world_size: int) -> None:
             f"SOLVER.ACCUMULATION {solver.ACCUMULATION}), got {solver.IMS_PER_BATCH}"
         )
     check_node(cfg)
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) != channels:
+            raise ConfigError(
+                f"MODEL.{key} must have a value for each of the {channels} channels of "
+                f"INPUT.FORMAT {cfg.INPUT.FORMAT}, got {cfg.MODEL[key]}"
+            )
     if solver.REFERENCE_BATCH and solver.REFERENCE_WORLD_SIZE:
         raise ConfigError(
             "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the learning rate: "

@@ -13,6 +13,7 @@ from detectron2.modeling import Backbone, build_backbone
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from torch import Tensor
 
+from isda.errors import ConfigError
 from isda.meta_arch.base import InstanceSegmentor
 from isda.meta_arch.inputs import check_classes, ground_truth_bitmasks, ground_truth_masks
 from isda.modeling.convolutions import NUM_GROUPS
@@ -90,7 +91,7 @@ def level_parts(cfg: CfgNode, node: CfgNode, name: str, scale_levels: bool) -> L
         scale_levels: as for FCOSHead.
 
     Raises:
-        ValueError: the backbone lacks a level, or a level does not fit.
+        ConfigError: the backbone lacks a level, or a level does not fit.
     """
     backbone = build_backbone(cfg)
     shapes = backbone.output_shape()
@@ -99,7 +100,7 @@ def level_parts(cfg: CfgNode, node: CfgNode, name: str, scale_levels: bool) -> L
         for key in ("IN_FEATURES", "BRANCH_IN_FEATURES")
     )
     if not 4 <= branch[0].stride <= branch[-1].stride <= SIZE_DIVISIBILITY:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.{name}.BRANCH_IN_FEATURES {list(node.BRANCH_IN_FEATURES)} have the strides "
             f"{[shape.stride for shape in branch]}: they must be from 4 to {SIZE_DIVISIBILITY}"
         )

@@ -9,6 +9,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from isda.errors import ConfigError
 from isda.meta_arch.base import InstanceSegmentor
 from isda.meta_arch.declarations import Unavailable
 from isda.meta_arch.inputs import check_classes, ground_truth_bitmasks
@@ -124,13 +125,13 @@ def levels_of_pyramid(node: CfgNode, name: str, backbone: Backbone) -> int:
     """Channels of the levels that ``IN_FEATURES`` names.
 
     Raises:
-        ValueError: the backbone does not give them, or they are no pyramid of strides 4 to 64.
+        ConfigError: the backbone does not give them, or they are no pyramid of strides 4 to 64.
     """
     key = f"MODEL.{name}.IN_FEATURES"
     levels = pyramid_shapes(backbone.output_shape(), node.IN_FEATURES, key)
     strides = [level.stride for level in levels]
     if strides != _STRIDES:
-        raise ValueError(
+        raise ConfigError(
             f"{key} {list(node.IN_FEATURES)} have the strides {strides}; they must be {_STRIDES}"
         )
     return levels[0].channels

@@ -7,6 +7,7 @@ from detectron2.modeling import Backbone
 from detectron2.structures import BitMasks, ImageList, Instances, PolygonMasks
 from torch import Tensor
 
+from isda.errors import ConfigError
 from isda.structures import SIZE_DIVISIBILITY
 
 __all__ = ["check_classes", "ground_truth_bitmasks", "ground_truth_masks", "normalised_images"]
@@ -36,11 +37,11 @@ def check_classes(instances: Instances, num_classes: int, key: str) -> None:
         key: the config key of the number of classes.
 
     Raises:
-        ValueError: a ground truth is of a class that the model does not have.
+        ConfigError: a ground truth is of a class that the model does not have.
     """
     classes = instances.gt_classes
     if len(classes) and int(classes.max()) >= num_classes:
-        raise ValueError(
+        raise ConfigError(
             f"a ground truth has class {int(classes.max())}, but the model has only "
             f"{num_classes} classes: set {key}"
         )
@@ -50,12 +51,12 @@ def ground_truth_masks(instances: Instances) -> BitMasks | PolygonMasks:
     """``gt_masks``; none, where Detectron2's own mapper leaves the field out of an empty image.
 
     Raises:
-        ValueError: there are instances, but no masks.
+        ConfigError: there are instances, but no masks.
     """
     if instances.has("gt_masks"):
         return instances.gt_masks
     if len(instances):
-        raise ValueError(
+        raise ConfigError(
             "a ground truth has no masks (gt_masks), from which the model learns: set "
             "MODEL.MASK_ON True and give every annotation a segmentation"
         )
@@ -66,7 +67,7 @@ def ground_truth_bitmasks(instances: Instances) -> Tensor:
     """``(G, H, W)`` bool from either of Detectron2's mask structures, or from none.
 
     Raises:
-        ValueError: there are instances, but no masks.
+        ConfigError: there are instances, but no masks.
     """
     masks = ground_truth_masks(instances)
     if isinstance(masks, PolygonMasks):

@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from isda.errors import ConfigError
 from isda.meta_arch.base import SetPredictor
 from isda.meta_arch.declarations import undivided_heads
 from isda.meta_arch.inputs import check_classes, ground_truth_masks
@@ -209,13 +210,13 @@ def _build_refinement(istr: CfgNode, backbone: Backbone) -> RefinementHead:
     shapes = backbone.output_shape()
     missing = [name for name in istr.IN_FEATURES if name not in shapes]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.ISTR.IN_FEATURES names {missing}, but the backbone gives {list(shapes)}"
         )
     levels = [shapes[name] for name in istr.IN_FEATURES]
     channels = {level.channels for level in levels}
     if channels != {istr.HIDDEN_DIM}:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.ISTR.IN_FEATURES have {sorted(channels)} channels, MODEL.ISTR.HIDDEN_DIM is "
             f"{istr.HIDDEN_DIM}: they must agree; MODEL.FPN.OUT_CHANNELS sets those of an FPN"
         )

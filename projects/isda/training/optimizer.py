@@ -8,6 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
 from torch import Tensor, nn
 
+from isda.errors import ConfigError
+
 __all__ = ["build_gradient_clipper", "build_optimizer", "learning_rate_factor"]
 
 SAMPLING_MODULES = ("sampling_offsets", "reference_points")
@@ -68,7 +70,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
         )
-    raise ValueError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {solver.OPTIMIZER!r}")
+    raise ConfigError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, got {solver.OPTIMIZER!r}")
 
 
 def build_gradient_clipper(
@@ -84,7 +86,7 @@ def build_gradient_clipper(
         The function's result is the norm over all gradients before clipping, a scalar.
     """
     if clip_type not in (None, *CLIP_TYPES):
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE must be one of {', '.join(CLIP_TYPES)}, "
             f"got {clip_type!r}"
         )

@@ -5,6 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
+from isda.errors import ConfigError
 from isda.modeling.backbone.fpn import with_fcos_fpn, with_fpn
 
 __all__ = [
@@ -25,11 +26,11 @@ def build_basic_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     ``cfg.MODEL.RESNETS``, and ``cfg.MODEL.BACKBONE.FREEZE_AT``.
 
     Raises:
-        ValueError: the depth is none of these.
+        ConfigError: the depth is none of these.
     """
     resnets = cfg.MODEL.RESNETS
     if resnets.DEPTH not in BLOCKS_PER_STAGE:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.RESNETS.DEPTH must be one of {', '.join(map(str, BLOCKS_PER_STAGE))} for a "
             f"ResNet of basic blocks, got {resnets.DEPTH}"
         )

@@ -4,6 +4,7 @@ import logging
 
 from torch import Tensor, nn
 
+from isda.errors import ConfigError
 from isda.weights_files import WeightsError, read_state_dict
 
 __all__ = ["fold_batch_norms", "load_weights"]
@@ -66,7 +67,7 @@ def fold_batch_norms(net: nn.Module, state: dict[str, Tensor]) -> None:
                 module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
         elif isinstance(module, nn.BatchNorm2d) and folded and f"{name}.weight" not in state:
             if type(module) is not nn.BatchNorm2d:
-                raise ValueError(
+                raise ConfigError(
                     f"MODEL.TORCH_BACKBONE.WEIGHTS has batch norm folded, but {name} is a "
                     f"{type(module).__name__}, which does more: use a network of torchvision"
                 )

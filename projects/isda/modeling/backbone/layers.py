@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from isda.errors import ConfigError
+
 __all__ = ["convert_norms", "freeze_norms", "pad_like_tensorflow"]
 
 
@@ -15,7 +17,7 @@ def convert_norms(net: nn.Module, norm: str) -> None:
     """Turn the batch norms of ``net`` into ``norm``: "BN" (as they are), "FrozenBN" or "GN".
 
     Raises:
-        ValueError: another name, or "GN" for a norm that is more than a BatchNorm2d (timm's
+        ConfigError: another name, or "GN" for a norm that is more than a BatchNorm2d (timm's
             carry an activation).
     """
     conversions: dict[str, Callable[[nn.Module], nn.Module]] = {
@@ -24,7 +26,7 @@ def convert_norms(net: nn.Module, norm: str) -> None:
         "GN": _group_norm,
     }
     if norm not in conversions:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TORCH_BACKBONE.NORM must be one of {sorted(conversions)}, got {norm!r}"
         )
     _replace_batch_norms(net, conversions[norm])
@@ -82,7 +84,7 @@ def _frozen_batch_norm(module: nn.BatchNorm2d) -> nn.Module:
 
 def _group_norm(module: nn.BatchNorm2d) -> nn.Module:
     if type(module) is not nn.BatchNorm2d:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TORCH_BACKBONE.NORM GN cannot replace a {type(module).__name__}: use BN or "
             "FrozenBN, or a network of torchvision"
         )

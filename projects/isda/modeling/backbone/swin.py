@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from isda.errors import ConfigError
 from isda.modeling.backbone.fpn import with_fcos_fpn, with_fpn
 
 __all__ = [
@@ -100,7 +101,7 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinBackbone:
     """Build a Swin Transformer from ``cfg.MODEL.SWIN``: ``res2`` .. ``res5``."""
     swin = cfg.MODEL.SWIN
     if not len(swin.DEPTHS) == len(swin.NUM_HEADS) == 4:
-        raise ValueError(
+        raise ConfigError(
             "MODEL.SWIN.DEPTHS and MODEL.SWIN.NUM_HEADS need one number for each of the 4 "
             f"stages, got {swin.DEPTHS} and {swin.NUM_HEADS}"
         )

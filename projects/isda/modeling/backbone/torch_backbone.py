@@ -17,6 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from isda.errors import ConfigError
 from isda.modeling.backbone.folding import load_weights
 from isda.modeling.backbone.fpn import with_fcos_fpn, with_fpn
 from isda.modeling.backbone.layers import convert_norms, freeze_norms, pad_like_tensorflow
@@ -70,7 +71,7 @@ class TorchBackbone(Backbone):
         features = _probe(self.net)
         names = [STEM, *STRIDES]
         if not 0 <= freeze_at <= len(names) or names[freeze_at - 1] not in features:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.BACKBONE.FREEZE_AT must be 0 or one of "
                 f"{[i + 1 for i, name in enumerate(names) if name in features]} for this "
                 f"backbone, got {freeze_at}"
@@ -106,14 +107,14 @@ def build_torch_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchBackbone:
     """Build the backbone of ``cfg.MODEL.TORCH_BACKBONE``: ``res2`` .. ``res5``.
 
     Raises:
-        ValueError: the library or its network is unknown, lacks one of the strides, or the
+        ConfigError: the library or its network is unknown, lacks one of the strides, or the
             weights do not fit; the message names the key to change.
         ImportError: timm is asked for and missing.
     """
     options = cfg.MODEL.TORCH_BACKBONE
     libraries = {"torchvision": _torchvision_features, "timm": _timm_features}
     if options.LIBRARY not in libraries:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TORCH_BACKBONE.LIBRARY must be one of {sorted(libraries)}, "
             f"got {options.LIBRARY!r}"
         )
@@ -143,7 +144,7 @@ def build_fcos_torch_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec):
 def _torchvision_features(name: str, pretrained: bool) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(_unknown("torchvision", name, known))
+        raise ConfigError(_unknown("torchvision", name, known))
     net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
     modules = _last_modules(net, name)
     _require_strides(name, modules)
@@ -160,13 +161,13 @@ def _timm_features(name: str, pretrained: bool) -> nn.Module:
     import timm
 
     if name.split(".")[0] not in timm.list_models():
-        raise ValueError(_unknown("timm", name, timm.list_models()))
+        raise ConfigError(_unknown("timm", name, timm.list_models()))
     try:
         net = timm.create_model(name, pretrained=pretrained, features_only=True)
         with torch.no_grad():
             features = _probe(net)
     except (AssertionError, AttributeError, RuntimeError) as error:
-        raise ValueError(_unusable(name, error)) from error
+        raise ConfigError(_unusable(name, error)) from error
     last = {_stride(feature): index for index, feature in enumerate(features)}
     _require_strides(name, last)
     names = {last[stride]: feature for feature, stride in STRIDES.items()}
@@ -214,7 +215,7 @@ def _last_modules(net: nn.Module, name: str) -> dict[int, str]:
         with torch.no_grad():
             _probe(net)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(_unusable(name, error)) from error
+        raise ConfigError(_unusable(name, error)) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -235,7 +236,7 @@ def _parents(path: str) -> set[str]:
 def _require_strides(name: str, found: dict[int | None, object]) -> None:
     missing = [stride for stride in STRIDES.values() if stride not in found]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.TORCH_BACKBONE.NAME {name!r} has no features of stride {missing} (found: "
             f"{sorted(s for s in found if s)}): choose a network with strides 4, 8, 16 and 32"
         )

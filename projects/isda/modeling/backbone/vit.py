@@ -11,6 +11,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid, ViT
 from torch import nn
 
+from isda.errors import ConfigError
+
 __all__ = ["VitBackbone", "build_vit_backbone"]
 
 
@@ -28,7 +30,7 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VitBackbone:
     """Build ViT and pyramid from ``cfg.MODEL.VIT``: ``p2`` .. ``p6``, MODEL.FPN.OUT_CHANNELS each.
 
     Raises:
-        ValueError: images could exceed the square of MODEL.VIT.IMG_SIZE, or FREEZE_AT is not 0.
+        ConfigError: images could exceed the square of MODEL.VIT.IMG_SIZE, or FREEZE_AT is not 0.
         ImportError: timm is missing, of which Detectron2's ViT takes a part.
     """
     vit = cfg.MODEL.VIT
@@ -62,14 +64,14 @@ def _check(cfg: CfgNode) -> None:
     if importlib.util.find_spec("timm") is None:
         raise ImportError("Detectron2's ViT needs timm: pip install timm")
     if cfg.MODEL.BACKBONE.FREEZE_AT != 0:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, but ViT has no stages "
             "to freeze: set it to 0"
         )
     jitter = cfg.INPUT.DATASET_MAPPER_NAME == "isda_lsj"
     for key in ("MAX_SIZE_TEST", "IMAGE_SIZE" if jitter else "MAX_SIZE_TRAIN"):
         if cfg.INPUT[key] > cfg.MODEL.VIT.IMG_SIZE:
-            raise ValueError(
+            raise ConfigError(
                 f"INPUT.{key} is {cfg.INPUT[key]}, but MODEL.VIT.IMG_SIZE pads images to squares "
                 f"of {cfg.MODEL.VIT.IMG_SIZE}: lower the one or raise the other"
             )
