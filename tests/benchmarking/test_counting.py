@@ -3,6 +3,8 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
+from small_models import SMALL, random_image, small_model
 from torch import nn
 
 from isda.benchmarking.counting import count_flops, count_parameters
@@ -74,3 +76,18 @@ def test_components_share_all_parameters(config):
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
     backbone = model.backbone if config.endswith("isda_tiny") else model.backbone.bottom_up
     assert counts["backbone"] == sum(p.numel() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_method_can_be_counted(name):
+    """Nothing on the way to instances stops the tracer; the backbone costs what it does alone."""
+    model = small_model(name).eval()
+    image = random_image(64, 96).permute(2, 0, 1)
+    assert len(model([{"image": image}])[0]["instances"]) > 0
+    counts, _ = count_flops(model, [{"image": image}])
+    network = getattr(model.backbone, "bottom_up", model.backbone)  # without the feature pyramid
+    backbone = FlopCountAnalysis(network, torch.zeros(1, 3, 64, 96))
+    backbone.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    backbone.tracer_warnings("none")
+    assert counts["backbone"] == backbone.total()
+    assert all(count > 0 for count in counts.values())

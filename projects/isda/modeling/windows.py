@@ -183,7 +183,7 @@ def _bounds(kernels: Tensor, features: Tensor, highest: Tensor, lowest: Tensor) 
 def _of_blocks(maps: Tensor, axes: tuple[int, ...], reduce: Callable[..., Tensor]) -> Tensor:
     """``maps`` with every ``_BLOCK`` cells of the axes, and those left over, reduced to one."""
     for axis in axes:  # rows first: that runs through the memory in order
-        cells = maps.shape[axis]
+        cells = int(maps.shape[axis])  # under torch.jit.trace, which counts operations, a tensor
         blocks, rest = divmod(cells, _BLOCK)
         whole = maps.narrow(axis, 0, cells - rest).unflatten(axis, (blocks, _BLOCK))
         parts = [reduce(whole, dim=axis + 1)]
