@@ -57,7 +57,7 @@ def section(heading: str) -> str:
 
 def test_contributing_has_every_place_of_the_package():
     package = ROOT / "projects" / "isda"
-    rows = re.findall(r"^\|(`.*?)\|", section("Where what lives"), re.MULTILINE)
+    rows = re.findall(r"^\|(`.*?)\|", section("Repository layout"), re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     places = {path.name for path in package.glob("*.py")}
     places |= {f"{path.parent.name}/" for path in package.glob("*/*") if path.suffix != ".pyc"}

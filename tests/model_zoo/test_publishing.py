@@ -144,7 +144,8 @@ def test_a_model_of_the_package_is_published_with_its_row_and_page(tmp_path, mon
     assert saved_classes(str(file)).names == ["circle", "square", "triangle"]
     command = "python train_net.py --config-file configs/shapes/isda_tiny.yaml"
     assert entry.training == {"command": command}
-    assert f"|generated shapes|||||`{command}`|[{file.name}]" in page.read_text()
+    assert f"|generated shapes|||||[{file.name}]" in page.read_text()
+    assert f"\n- `shapes/isda_tiny`: `{command}`; sha256 `{entry.sha256}`\n" in page.read_text()
 
 
 def test_metrics_are_those_of_the_weights():
@@ -193,10 +194,10 @@ def test_a_row_of_the_page(tmp_path, monkeypatch):
     (tmp_path / "models.json").write_text(json.dumps({"shapes/isda_tiny": entry}))
     monkeypatch.setattr(publish_model, "SHIPPED_TABLE", tmp_path / "models.json")
     assert read_table(tmp_path / "models.json")["shapes/isda_tiny"].metrics["bbox/AP"] == 40
-    head, rule, row = publish_model.models_table().splitlines()
+    head, rule, row, *below = publish_model.models_table().splitlines()
     cells = dict(zip(head.strip("|").split("|"), row.strip("|").split("|"), strict=True))
     assert rule.count("|") == head.count("|")
     assert cells["Config"] == "[`shapes/isda_tiny`](../configs/shapes/isda_tiny.yaml)"
     assert [cells[key] for key in ("mask AP", "AP50", "AP75", "box AP")] == ["41.3", "", "", "40.0"]
-    assert cells["How trained"] == "`python train_net.py`; 600 steps; an hour"
-    assert cells["sha256"] == f"`{'01234567' * 8}`"
+    trained = f"`python train_net.py`; 600 steps; an hour; sha256 `{'01234567' * 8}`"
+    assert below[-1] == f"- `shapes/isda_tiny`: {trained}"

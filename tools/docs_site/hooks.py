@@ -76,7 +76,8 @@ def linked_from(pages: list[str]) -> Iterator[str]:
     seen = set(pages)
     while pages:
         page = pages.pop()
-        for source in (source_of(page, target) for target in links((ROOT / page).read_text())):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for source in (source_of(page, target) for target in links(text)):
             if source in seen or not (ROOT / source).is_file():
                 continue
             seen.add(source)
