@@ -14,6 +14,7 @@ they are exactly one training step. Images and masks are synthetic; no weights a
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
-from torch import Tensor
-
-from isda import strict_json
+from isda import console, strict_json
 from isda.benchmarking.environment import describe_environment
 from isda.benchmarking.memory import memory_is_measurable, peak_memory, reset_peak_memory
 from isda.benchmarking.workload import (
@@ -35,8 +32,13 @@ from isda.benchmarking.workload import (
     num_classes,
     synthetic_inputs,
 )
+from isda.cli import guarded
 from isda.files import write_text
 from isda.model_zoo import get_config_file
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
 
 CONFIG = "COCO-InstanceSegmentation/isda_R_50_42ep.yaml"
 CRITERION_PARTS = ("targets", "matching", "loss", "loss_backward")
@@ -219,8 +221,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    args = parse_arguments(arguments)
+def measured(args: argparse.Namespace) -> dict:
+    """The report of all numbers of instances; written to ``--output`` after each of them."""
     cfg = load_config(args.config_file, [*args.overrides, "MODEL.DEVICE", args.device])
     step = build_step(cfg)
     report = {
@@ -239,9 +241,14 @@ def main(arguments: list[str] | None = None) -> dict:
         report["rows"].append(measure(step, inputs, args.repeats))
         if args.output:
             write_text(args.output, strict_json.dumps(report, indent=2) + "\n")
-    print(markdown(report))
     return report
 
 
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    return guarded(lambda: print(markdown(measured(args))), expected=(OSError, ValueError))
+
+
 if __name__ == "__main__":
-    main()
+    console.start()
+    sys.exit(main())

@@ -20,21 +20,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from isda import console
-from isda.cli import guarded
-from isda.data.images import read_image  # before Detectron2, whose import it makes silent
-
-# isort: split
-import numpy as np
-import torch
-from torch._dynamo.utils import counters
-
 from isda.benchmarking.timing import in_rounds, quartiles_of_ratios
+from isda.cli import guarded
+from isda.data.images import read_image
 from isda.engine.setup import load_config
 from isda.errors import UserError
 from isda.prediction.compilation import compile_inference
 from isda.prediction.parity import Parity, tolerated_share
 from isda.prediction.prediction import Prediction
 from isda.prediction.predictor import Predictor
+
+import numpy as np
+import torch
+from torch._dynamo.utils import counters
 
 
 def compared(

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isda import console
-from isda.engine.setup import load_config  # before Detectron2, whose import it makes silent
+from isda.cli import guarded
+from isda.engine.setup import load_config
 
-# isort: split
 from detectron2.data import DatasetCatalog
 
 from comparison.methods import Data, Method
@@ -31,7 +31,7 @@ from comparison.plan import PlanError
 from comparison.report import write_report
 from comparison.runs import Run, RunError, new_run, recall, train
 from comparison.speed import measure_speed, read_speed
-from training_progress import Progress, shown_path
+from training_progress import INTERRUPTED_TRAINING, Progress, shown_path
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -168,16 +168,16 @@ def compare(args: argparse.Namespace) -> list[str]:
     if not args.skip_speed:
         measured = [run for run in runs if run.finished and read_speed(run, everything[0])]
         planned["speed"] = PLANNED_SPEED * (len(runs) - len(measured))
-    progress = Progress(planned)
-    failures = train_all(runs, everything, args, progress)
-    if not args.skip_speed:
-        failures += measure_all(runs, everything, args, progress)
-    text = write_report(everything, everything[0], args.output)
-    if text is not None:
-        draw_methods([run for run in everything if run.finished], args.output)
-        progress.say(f"\n{text}")
-        for name in ("table.md", "results.json", "ap_over_time.png", "predictions.png"):
-            progress.say(f"wrote {shown_path(args.output / name)}")
+    with Progress(planned) as progress:
+        failures = train_all(runs, everything, args, progress)
+        if not args.skip_speed:
+            failures += measure_all(runs, everything, args, progress)
+        text = write_report(everything, everything[0], args.output)
+        if text is not None:
+            draw_methods([run for run in everything if run.finished], args.output)
+            progress.say(f"\n{text}")
+            for name in ("table.md", "results.json", "ap_over_time.png", "predictions.png"):
+                progress.say(f"wrote {shown_path(args.output / name)}")
     return failures
 
 
@@ -214,16 +214,16 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("isda").setLevel(logging.ERROR)
     # So that the training ends with this program, however that is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        failures = compare(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from the last checkpoint")
-        return 128 + signal.SIGINT
-    except (RunError, PlanError, ValueError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
+    return guarded(
+        lambda: run(args), expected=(ValueError, OSError), interrupted=INTERRUPTED_TRAINING
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status."""
+    failures = compare(args)
     for failure in failures:
-        print(f"\nerror: {failure}", file=sys.stderr)
+        print(f"error: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -3,11 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from isda.data.images import read_image  # before Detectron2, whose import it makes silent
-
-# isort: split
-import numpy as np
-
+from isda.data.images import read_image
 from isda.prediction.predictor import Predictor, confident
 from isda.visualization import (
     brighten,
@@ -17,6 +13,8 @@ from isda.visualization import (
     side_by_side,
     write_image,
 )
+
+import numpy as np
 
 __all__ = ["diverse", "draw_predictions_of", "load_example"]
 

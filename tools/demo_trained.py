@@ -5,19 +5,14 @@ import io
 import json
 from pathlib import Path
 
-from isda import (  # before Detectron2, whose import it makes silent
-    Predictor,
-    model_zoo,
-    strict_json,
-)
+from isda import Predictor, model_zoo, strict_json
+from isda.engine.trainer import Trainer
 from isda.files import write_text
+from isda.model_zoo import ModelEntry
 
-# isort: split
 from detectron2.data import DatasetCatalog
 
 from demo_pictures import diverse, draw_predictions_of
-from isda.engine.trainer import Trainer
-from isda.model_zoo import ModelEntry
 from training_progress import Progress, shown_path
 
 __all__ = ["NAMES", "available", "show_trained"]

@@ -14,15 +14,19 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from isda import console
+from isda.cli import guarded
+from isda.errors import UserError
+from isda.files import write_bytes, write_text
+
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-
-from isda.files import write_bytes, write_text
 
 LEFT_OUT = (1024, 1024)
 VAL_IMAGES = 108
@@ -36,7 +40,7 @@ class Kind(NamedTuple):
     color: bool
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,9 +48,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("datasets/nuclei"))
     parser.add_argument("--val-images", type=int, default=VAL_IMAGES)
     args = parser.parse_args()
+    return guarded(lambda: make(args), expected=(OSError,))
+
+
+def make(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: the source is not what it should be.
+    """
     folders = sorted(path.parent for path in args.source.glob("*/images"))
     if not folders:
-        raise SystemExit(f"no folder ID/images in {args.source}: --source is stage1_train")
+        raise UserError(f"no folder ID/images in {args.source}: --source is stage1_train")
     (args.output / "images").mkdir(parents=True, exist_ok=True)
     kinds = {}
     for folder in folders:
@@ -64,7 +76,7 @@ def write_image(folder: Path, output: Path) -> Kind:
     """Copies the image without what it has for nothing: alpha, and channels that are equal."""
     pixels = cv2.imread(str(folder / "images" / f"{folder.name}.png"), cv2.IMREAD_COLOR)
     if pixels is None:
-        raise SystemExit(f"cannot read images/{folder.name}.png in {folder}")
+        raise UserError(f"cannot read images/{folder.name}.png in {folder}")
     height, width = pixels.shape[:2]
     color = bool((pixels != pixels[:, :, :1]).any())
     if (width, height) != LEFT_OUT:
@@ -125,7 +137,7 @@ def write_split(images: list[tuple[Path, Kind]], path: Path, first_id: int) -> i
 def segmentation(path: Path, kind: Kind) -> dict:
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None or mask.shape != (kind.height, kind.width) or not mask.any():
-        raise SystemExit(f"{path} is no mask of {kind.width}x{kind.height} pixels, or empty")
+        raise UserError(f"{path} is no mask of {kind.width}x{kind.height} pixels, or empty")
     rle = mask_util.encode(np.asfortranarray(mask > 0, dtype=np.uint8))
     return {
         "iscrowd": 0,
@@ -136,4 +148,5 @@ def segmentation(path: Path, kind: Kind) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    console.start()
+    sys.exit(main())

@@ -11,14 +11,18 @@ half to a draw by SHA-1 of the file name. Large fields are cut to the window wit
 import argparse
 import hashlib
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
+
+from isda import console
+from isda.cli import guarded
+from isda.errors import UserError
+from isda.files import write_bytes, write_text
 
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-
-from isda.files import write_bytes, write_text
 
 WINDOW = 256
 MAX_NUCLEI = 100  # COCO evaluates 100 predictions per image
@@ -28,20 +32,28 @@ PLACES = {"train": (88, 17, 15, 5), "val": (24, 6, 6, 3)}
 MAX_BYTES = 6_000_000
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", type=Path, required=True, help="folder of the whole set")
     parser.add_argument("--output", type=Path, default=Path("datasets/nuclei_mini"))
     args = parser.parse_args()
+    return guarded(lambda: make(args), expected=(OSError,))
+
+
+def make(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: the source is not what it should be.
+    """
     (args.output / "images").mkdir(parents=True, exist_ok=True)
     for split, places in PLACES.items():
         print(write_split(args.source, args.output, split, dict(zip(KINDS, places))))
     total = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{total:,} bytes in {args.output}")
     if total > MAX_BYTES:
-        raise SystemExit(f"more than the {MAX_BYTES:,} bytes that a clone should carry")
+        raise UserError(f"more than the {MAX_BYTES:,} bytes that a clone should carry")
 
 
 def write_split(source: Path, output: Path, split: str, places: dict[str, int]) -> str:
@@ -128,7 +140,7 @@ def num_touching(masks: np.ndarray) -> int:
 def choose(fields: list[dict], places: int) -> list[dict]:
     """Half by most touching nuclei, the rest by a draw that names alone decide."""
     if len(fields) < places:
-        raise SystemExit(f"the source has {len(fields)} images where {places} are to be chosen")
+        raise UserError(f"the source has {len(fields)} images where {places} are to be chosen")
     by_touching = sorted(fields, key=lambda field: (-field["touching"], field["file_name"]))
     first, rest = by_touching[: places // 2], by_touching[places // 2 :]
     rest.sort(key=lambda field: hashlib.sha1(field["file_name"].encode()).hexdigest())
@@ -146,4 +158,5 @@ def segmentation(mask: np.ndarray) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    console.start()
+    sys.exit(main())

@@ -9,10 +9,13 @@ Image number i depends on the seed and the options, not on the number of images.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from isda import console
+from isda.cli import guarded
 from isda.data.shapes import SHAPE_NAMES, ShapesParameters, write_shapes
+from isda.errors import UserError
 
 DEFAULTS = ShapesParameters()
 
@@ -77,23 +80,29 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
+    return guarded(lambda: write(args), expected=(ValueError, OSError))
+
+
+def write(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: the options do not go together.
+        UserError: the folder is taken.
+    """
     if (args.output / "instances.json").exists():
-        raise SystemExit(f"{args.output} holds a data set already: choose another folder")
-    try:
-        parameters = ShapesParameters(
-            size=args.size,
-            classes=tuple(args.classes),
-            instances=tuple(args.instances),
-            diameters=tuple(args.diameters),
-            crowd_share=args.crowd_share,
-            empty_share=args.empty_share,
-            seed=args.seed,
-        )
-        write_shapes(args.output, args.images, parameters)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+        raise UserError(f"{args.output} holds a data set already: choose another folder")
+    parameters = ShapesParameters(
+        size=args.size,
+        classes=tuple(args.classes),
+        instances=tuple(args.instances),
+        diameters=tuple(args.diameters),
+        crowd_share=args.crowd_share,
+        empty_share=args.empty_share,
+        seed=args.seed,
+    )
+    write_shapes(args.output, args.images, parameters)
     content = json.loads((args.output / "instances.json").read_text(encoding="utf-8"))
     num_images, num_annotations = len(content["images"]), len(content["annotations"])
     print(f"{num_images} images, {num_annotations} annotations: {args.output / 'instances.json'}")
@@ -101,4 +110,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     console.start()
-    main()
+    sys.exit(main())

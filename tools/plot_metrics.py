@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from isda import console
+from isda.cli import guarded
 from isda.visualization import plot_curves, read_metrics
 
 
@@ -42,18 +43,17 @@ def metrics_file(run: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
+    return guarded(lambda: plot(args), expected=(OSError, ValueError))
+
+
+def plot(args: argparse.Namespace) -> None:
     files = [metrics_file(run) for run in args.runs]
     names = args.names or [file.resolve().parent.name for file in files]
     if len(set(names)) < len(names):
         names = [str(file.parent) for file in files]
-    try:
-        runs = {name: read_metrics(file) for name, file in zip(names, files)}
-        plot_curves(runs, args.output, loss=args.loss, metrics=args.metrics, over=args.over)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    runs = {name: read_metrics(file) for name, file in zip(names, files)}
+    plot_curves(runs, args.output, loss=args.loss, metrics=args.metrics, over=args.over)
     print(f"wrote {args.output}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,14 +18,11 @@ import logging
 import sys
 from pathlib import Path
 
-from isda import console, model_zoo  # before Detectron2: makes it silent
-from isda.files import write_text
-
-# isort: split
-from detectron2.config import CfgNode
-
+from isda import console, model_zoo
+from isda.cli import guarded
 from isda.engine.environment import read_environment
 from isda.engine.inference import load_trained
+from isda.files import write_text
 from isda.model_zoo.catalog import TABLE, ModelEntry, canonical_name, read_table
 from isda.model_zoo.publishing import (
     METRICS,
@@ -39,6 +36,8 @@ from isda.prediction.predictor import trained_config
 from isda.visualization import read_metrics
 from isda.weights_files import read_checkpoint
 from isda.wording import listed
+
+from detectron2.config import CfgNode
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "isda"
@@ -178,27 +177,26 @@ def write_config(cfg: CfgNode, path: Path) -> None:
 
 
 def models_table() -> str:
-    """Markdown, a row for each trained model that comes with the package."""
+    """Markdown, a row for each trained model that comes with the package, and how it came about."""
     table = read_table(SHIPPED_TABLE)
     if not table:
         return "None yet.\n"
-    heads = ["Config", "Data", "mask AP", "AP50", "AP75", "box AP", "How trained"]
-    rows = ["|" + "|".join([*heads, "Weights", "sha256", "Licence"]) + "|"]
-    rows.append("|---" * 2 + "|---:" * 4 + "|---" * 4 + "|")
+    heads = ["Config", "Data", "mask AP", "AP50", "AP75", "box AP", "Weights", "Licence"]
+    rows = ["|" + "|".join(heads) + "|", "|---" * 2 + "|---:" * 4 + "|---" * 2 + "|"]
     for name, entry in sorted(table.items()):
         numbers = [f"{entry.metrics[k]:.1f}" if k in entry.metrics else "" for k in METRICS]
         link = f"[`{name}`](../configs/{name}.yaml)"
         file = f"[{entry.file_name}](../projects/isda/weights/{entry.file_name})"
-        cells = [link, entry.data, *numbers, how_trained(entry), file]
-        rows.append("|" + "|".join([*cells, f"`{entry.sha256}`", entry.license]) + "|")
-    return "\n".join(rows) + "\n"
+        rows.append("|" + "|".join([link, entry.data, *numbers, file, entry.license]) + "|")
+    trained = [f"- `{name}`: {how_trained(entry)}" for name, entry in sorted(table.items())]
+    return "\n".join([*rows, "", "How they were trained:", "", *trained]) + "\n"
 
 
 def how_trained(entry: ModelEntry) -> str:
-    """One cell: the command, the number of steps, and what else is known."""
+    """The command, the number of steps, what else is known, and the sha256 of the weights."""
     command, steps = entry.training["command"], entry.training.get("iterations")
     parts = [f"`{command}`", steps and f"{int(steps):,} steps", entry.training.get("note")]
-    return "; ".join(part for part in parts if part)
+    return "; ".join(part for part in (*parts, f"sha256 `{entry.sha256}`") if part)
 
 
 def parts_table() -> str:
@@ -226,16 +224,15 @@ def with_tables(text: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.getLogger("isda").setLevel(logging.WARNING)
-    try:
-        if not args.update_docs:
-            publish(args)
-        if not args.zoo:
-            write_text(DOCS, with_tables(DOCS.read_text(encoding="utf-8")))
-            print(f"{DOCS.relative_to(ROOT)}: tables written")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda: run(args), expected=(OSError, ValueError))
+
+
+def run(args: argparse.Namespace) -> None:
+    if not args.update_docs:
+        publish(args)
+    if not args.zoo:
+        write_text(DOCS, with_tables(DOCS.read_text(encoding="utf-8")))
+        print(f"{DOCS.relative_to(ROOT)}: tables written")
 
 
 if __name__ == "__main__":

@@ -25,17 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isda import console, strict_json
-from isda.prediction.predictor import Predictor  # before Detectron2, whose import it makes silent
-
-# isort: split
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from demo_pictures import diverse, draw_predictions_of, load_example
-from demo_trained import available, show_trained
+from isda.cli import guarded
 from isda.engine.loader import training_dicts
 from isda.engine.setup import load_config, resolve_schedule
+from isda.errors import UserError
 from isda.files import write_text
+from isda.prediction.predictor import Predictor
 from isda.visualization import (
     contact_sheet,
     draw_annotations,
@@ -43,8 +38,14 @@ from isda.visualization import (
     read_metrics,
     write_image,
 )
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from demo_pictures import diverse, draw_predictions_of, load_example
+from demo_trained import available, show_trained
 from training_process import CONSOLE_FILE, failure_text, python_name, run_program
-from training_progress import Progress, TrainingWatch, shown_path
+from training_progress import INTERRUPTED_TRAINING, Progress, TrainingWatch, shown_path
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE_FILE = "demo.json"
@@ -52,8 +53,8 @@ NUM_PICTURES = 6
 ABOUT_THE_SAME = 1.25  # how far times may differ that are called so
 
 
-class DemoError(Exception):
-    """A stage failed; the message is meant for the user."""
+class DemoError(UserError):
+    """A stage failed."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,18 @@ def run_demo(args: argparse.Namespace) -> None:
     trained = available()
     planned = {"trained": 40.0 * len(trained)} if trained else {}
     planned |= {"data": 10.0, **{r.model.folder: r.planned_seconds for r in runs}, "report": 20.0}
-    progress = Progress(planned)
+    with Progress(planned) as progress:
+        run_stages(runs, trained, output, progress)
+
+
+def run_stages(
+    runs: Sequence[Run], trained: Mapping[str, str], output: Path, progress: Progress
+) -> None:
+    """The shipped models, the data, the trainings, the report.
+
+    Raises:
+        DemoError: a stage failed.
+    """
     if trained:
         progress.start("trained", f"What the shipped models see: {', '.join(trained)}")
         show_trained(trained, output, progress)
@@ -420,15 +432,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("isda").setLevel(logging.ERROR)
     # So that the training ends with the demo, however that is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        run_demo(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues from the last checkpoint")
-        return 128 + signal.SIGINT
-    except (DemoError, ValueError, OSError) as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(
+        lambda: run_demo(args), expected=(ValueError, OSError), interrupted=INTERRUPTED_TRAINING
+    )
 
 
 if __name__ == "__main__":

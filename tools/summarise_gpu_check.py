@@ -9,9 +9,9 @@ import xml.etree.ElementTree as ElementTree
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
 from isda.files import write_text
+
+import torch
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-__all__ = ["Progress", "TrainingWatch", "clock", "shown_path"]
+__all__ = ["INTERRUPTED_TRAINING", "Progress", "TrainingWatch", "clock", "shown_path"]
 
 ROOT = Path(__file__).resolve().parents[1]
+INTERRUPTED_TRAINING = "interrupted; the same command continues from the last checkpoint"
 PLANNED_EVALUATION = 8.0  # seconds, until one was measured
 
 
@@ -49,6 +50,14 @@ class Progress:
         self._stage = next(iter(self.planned))
         self._stage_start = self._last_update = now()
         self._line_length = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """What is said next has a line of its own, an error too."""
+        self._clear()
+        self.stream.flush()
 
     def start(self, stage: str, text: str) -> None:
         self._stage, self._stage_start, self._last_update = stage, self.now(), self.now()

@@ -42,8 +42,8 @@ def test_figures_are_consistent(tmp_path, capsys, config, small):
     output = tmp_path / "criterion.json"
     sizes = ["--height", "64", "--width", "96", "--instances", "0", "30", "--repeats", "2"]
     options = [*config, *sizes, "--device", "cpu", "--output", str(output)]
-    report = benchmark_criterion.main([*options, *small])
-    assert json.loads(output.read_text()) == report
+    assert benchmark_criterion.main([*options, *small]) == 0
+    report = json.loads(output.read_text())
     assert [row["instances"] for row in report["rows"]] == [0, 30]
     for row in report["rows"]:
         seconds = row["seconds"]

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from isda.prediction.predictor import Predictor
+
 from detectron2.data import DatasetCatalog
 
 from comparison.runs import Run
 from demo_pictures import diverse, draw_predictions_of
-from isda.prediction.predictor import Predictor
 
 __all__ = ["NUM_PICTURES", "draw_methods"]
 

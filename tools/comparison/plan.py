@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-
 from isda import strict_json
 from isda.engine.resuming import read_flat
 from isda.engine.setup import resolve_schedule
+from isda.errors import UserError
 from isda.files import write_text
 from isda.model_zoo.weights import sha256_of
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 __all__ = [
     "EVALUATIONS",
@@ -39,8 +40,8 @@ PROBE_SKIPPED, PROBE_STEPS = 5, 25
 _NEVER = 10**9  # iterations
 
 
-class PlanError(Exception):
-    """No training can be planned; the message is meant for the user."""
+class PlanError(UserError):
+    """No training can be planned."""
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
-
-from comparison.runs import Run
-from comparison.speed import ROUNDS, read_speed
 from isda import strict_json
 from isda.benchmarking.tables import digits, ratio_text
 from isda.engine.environment import read_environment
 from isda.engine.loader import training_dicts
 from isda.files import write_text
 from isda.visualization import write_figure
+
+from detectron2.data import DatasetCatalog
+from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no state
+
+from comparison.runs import Run
+from comparison.speed import ROUNDS, read_speed
 
 __all__ = ["plot", "result_of", "table", "write_report"]
 

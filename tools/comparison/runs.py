@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from isda.engine.loader import training_dicts
+from isda.engine.setup import load_config
+from isda.errors import UserError
+from isda.files import remove_partial_files
+from isda.machine import commit
+from isda.visualization import read_metrics
+
 import numpy as np
 from detectron2.config import CfgNode
 
@@ -25,11 +32,6 @@ from comparison.plan import (
     write_plan,
 )
 from environment.state import exclusive
-from isda.engine.loader import training_dicts
-from isda.engine.setup import load_config
-from isda.files import remove_partial_files
-from isda.machine import commit
-from isda.visualization import read_metrics
 from training_process import CONSOLE_FILE, failure_text, python_name, run_program
 from training_progress import Progress, TrainingWatch, shown_path
 
@@ -44,8 +46,8 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SECONDS = "processor_seconds"
 
 
-class RunError(Exception):
-    """A training cannot start or failed; the message is meant for the user."""
+class RunError(UserError):
+    """A training cannot start or failed."""
 
 
 @dataclass

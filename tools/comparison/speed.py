@@ -5,11 +5,12 @@ import json
 import shutil
 from collections.abc import Sequence
 
-from comparison.runs import FORCED, ONE_THREAD, Run, RunError
 from isda import strict_json
 from isda.data.classes import num_classes_of
 from isda.engine.architectures import node_with_classes
 from isda.files import write_text
+
+from comparison.runs import FORCED, ONE_THREAD, Run, RunError
 from training_process import CONSOLE_FILE, failure_text, run_program
 from training_progress import shown_path
 

@@ -149,11 +149,16 @@ def run_command(name: str, words: Sequence[str]) -> int:
     return guarded(run, getattr(module, "EXPECTED", ()))
 
 
-def guarded(function: Callable[[], int | None], expected: tuple[type[Exception], ...] = ()) -> int:
+def guarded(
+    function: Callable[[], int | None],
+    expected: tuple[type[Exception], ...] = (),
+    interrupted: str = "interrupted",
+) -> int:
     """The exit status of ``function()``; what the user can mend is told in a sentence.
 
     Args:
         expected: exceptions of others' code that are told in the same way.
+        interrupted: what is said when the user has interrupted it.
     """
     try:
         status = function() or 0
@@ -163,7 +168,7 @@ def guarded(function: Callable[[], int | None], expected: tuple[type[Exception],
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except UserError as error:
         print(f"error: {error.sentence}", file=sys.stderr)
