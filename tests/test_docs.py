@@ -55,17 +55,6 @@ def section(heading: str) -> str:
     return re.search(rf"^## {heading}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)[1]
 
 
-def test_contributing_has_every_place_of_the_package():
-    package = ROOT / "projects" / "isda"
-    rows = re.findall(r"^\|(`.*?)\|", section("Repository layout"), re.MULTILINE)
-    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    places = {path.name for path in package.glob("*.py")}
-    places |= {f"{path.parent.name}/" for path in package.glob("*/*") if path.suffix != ".pyc"}
-    assert places <= set(named)
-    assert [n for n in named if not ((package / n).exists() or (ROOT / n).exists())] == []
-    assert len(named) == len(set(named))
-
-
 def test_files_of_the_reading_order_exist():
     files = re.findall(r"`(\w+/[\w/]*(?:\.\w+)?)`", section("Reading order"))
     assert len(files) > 20
