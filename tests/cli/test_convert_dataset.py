@@ -174,3 +174,49 @@ def test_shares_that_are_none(tmp_path, capsys, share):
         convert(tmp_path, "--output", tmp_path / "mine", "--val-share", share)
     assert raised.value.code == 2
     assert f"'{share}' is not a number between 0 and 1" in capsys.readouterr().err
+
+
+def coco(folder: Path, **keys) -> Path:
+    """One image for each split, an instance in each, whatever ``keys`` of it are."""
+    for split in ("train", "val"):
+        photo(folder / split / f"{split}.png")
+        image = {"id": 1, "file_name": f"/home/somebody/{split}.png", "height": 40, "width": 60}
+        instance = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [10, 5, 20, 20], "area": 400}
+        instance |= {"segmentation": [[10, 5, 30, 5, 30, 25, 10, 25]], "iscrowd": 1} | keys
+        categories = [{"id": 5, "name": "nut"}, {"id": 3, "name": "fig"}]
+        content = {"images": [image], "annotations": [instance], "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_coco_is_read_to_be_mended(tmp_path, capsys):
+    folder = coco(tmp_path / "files", bbox=[10, 5, 30, 25])
+    options = ("--crowds-are-instances", "--output", tmp_path / "mine")
+    assert convert(folder, *options) == 0
+    printed = capsys.readouterr().out
+    assert "train: 1 images, 1 instances: 0 fig, 1 nut\n" in printed
+    assert "1 crowds (iscrowd 1) taken as instances" in printed
+    for split, part in written(tmp_path / "mine").items():
+        (instance,) = part["annotations"]
+        assert (instance["iscrowd"], instance["bbox"]) == (0, [10, 5, 20, 20])
+        assert [image["file_name"] for image in part["images"]] == [f"{split}/{split}.png"]
+        assert part["categories"] == [{"id": 1, "name": "fig"}, {"id": 2, "name": "nut"}]
+
+
+def test_crowds_stay_crowds_without_the_option(tmp_path, capsys):
+    assert convert(coco(tmp_path / "files"), "--output", tmp_path / "mine") == 0
+    assert "add --crowds-are-instances" in capsys.readouterr().out
+    assert written(tmp_path / "mine")["train"]["annotations"][0]["iscrowd"] == 1
+
+
+def test_a_format_is_named_where_several_fit(tmp_path, capsys):
+    folder = nuts(tmp_path / "files")
+    (folder / "via.json").write_text(json.dumps(via_content({"0.jpg": [polygon_region(k="a")]})))
+    assert convert(folder, "--output", tmp_path / "mine") == 1
+    assert "is in several formats, labelme and via: name one by --format" in capsys.readouterr().err
+    options = ("--format", "labelme", "--skip-bad-files", "--output", tmp_path / "mine")
+    assert convert(folder, *options) == 0
+    with pytest.raises(SystemExit) as raised:
+        convert(folder, "--format", "x", "--output", tmp_path / "other")
+    assert raised.value.code == 2
+    assert "--format x: there are cellpose, coco, cvat" in capsys.readouterr().err

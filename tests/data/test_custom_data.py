@@ -1,5 +1,6 @@
 """A user's folder in Detectron2's catalogs: splits, classes, and what is said about them."""
 
+import base64
 import copy
 import json
 from pathlib import Path
@@ -258,3 +259,31 @@ def test_folders_of_one_name_do_not_replace_each_other(tmp_path):
     first, second = (register_folder(tmp_path / parent / "data") for parent in ("a", "b"))
     assert not set(first.names.values()) & set(second.names.values())
     assert register_folder(tmp_path / "a" / "data").names == first.names
+
+
+def test_a_folder_of_another_tool_is_trained_on_as_it_is(folder):
+    """Labelme, whose images stay where they are; one is embedded."""
+    square = [[5, 5], [25, 5], [25, 20], [5, 20]]
+    for number in range(4):
+        image = {"imagePath": f"{number}.png", "imageHeight": 30, "imageWidth": 40}
+        shape = {"label": "nut", "points": square, "shape_type": "polygon", "group_id": None}
+        content = {"version": "5.5.0", "shapes": [shape], "imageData": None} | image
+        (folder / f"{number}.json").write_text(json.dumps(content))
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"{number}.png")
+    embedded = json.loads((folder / "3.json").read_text())
+    embedded["imageData"] = base64.b64encode((folder / "3.png").read_bytes()).decode()
+    (folder / "3.json").write_text(json.dumps(embedded))
+    (folder / "3.png").unlink()
+    data = register_folder(folder)
+    assert data.classes == ["nut"]
+    assert f"{folder}: is a folder of labelme's JSON files" in data.notes
+    records = [r for name in data.names.values() for r in DatasetCatalog.get(name)]
+    assert sorted(Image.open(r["file_name"]).getpixel((0, 0))[0] for r in records) == [0, 1, 2, 3]
+    assert [len(record["annotations"]) for record in records] == [1, 1, 1, 1]
+    assert register_folder(folder).names == data.names
+
+
+def test_what_cannot_be_read_whole_is_not_trained_on(folder):
+    (folder / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "gone.png"}))
+    with pytest.raises(DatasetError, match="its image gone.png is neither .* --skip-bad-files"):
+        register_folder(folder)

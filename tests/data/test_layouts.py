@@ -143,7 +143,7 @@ VIA = '{"a.png1": {"filename": "a.png", "regions": {}}}'
         ({}, "no annotations in COCO's format: looked for annotations/instances_train.*"
              "Roboflow.*found an empty folder"),
         ({"a.png": "", "b.jpg": "", "notes.md": "", "masks/a.png": ""},
-         "found 2 images, masks/, notes.md; of labelme or VIA, isda convert dataset"),
+         "found 2 images, masks/, notes.md; of other tools, isda convert dataset"),
         ({"a.png": "", "a.json": LABELME, "b.json": LABELME},
          "a.json: is an annotation of labelme: isda convert dataset turns it into COCO's"),
         ({"train/a.json": LABELME, "train/b.json": LABELME}, "train/a.json: is .* of labelme"),
@@ -151,9 +151,9 @@ VIA = '{"a.png1": {"filename": "a.png", "regions": {}}}'
         ({"train/via_region_data.json": VIA, "val/via_region_data.json": VIA},
          "train/via_region_data.json: is a project or an export of VIA: isda convert dataset"),
         ({"train.json": '[{"image_id": 1, "score": 1}]'}, r"train.json: holds predictions"),
-        ({"images/train/a.jpg": "", "labels/train/a.txt": ""}, "looks like YOLO's format: export"),
+        ({"images/train/a.jpg": "", "labels/train/a.txt": ""}, "looks like YOLO's format, but"),
         ({"data.yaml": ""}, "looks like YOLO's format"),
-        ({"a.jpg": "", "a.xml": ""}, "Pascal VOC's files have no masks"),
+        ({"a.jpg": "", "a.xml": ""}, "found 1 images, a.xml; of other tools"),
     ],
 )  # fmt: skip
 def test_nothing_to_train_on(tmp_path, files, message):

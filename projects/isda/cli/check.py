@@ -99,13 +99,17 @@ def examined(args: argparse.Namespace) -> "Analysis":
     Raises:
         DatasetError: there is no data set.
     """
-    from isda.data.analysis import ERROR, Finding, examine
+    from isda.data.analysis import ERROR, NOTE, Finding, examine
     from isda.data.custom_data import register_folder
     from isda.data.errors import DatasetError
+    from isda.data.formats.as_coco import find_any_dataset
     from isda.data.images import ImageOptions
-    from isda.data.layouts import Split, find_dataset
+    from isda.data.layouts import Split
 
-    splits = [Split("all", args.path, args.images)] if args.images else find_dataset(args.path)
+    if args.images:
+        splits, notes = [Split("all", args.path, args.images)], []
+    else:
+        splits, notes = find_any_dataset(args.path)
     analysis = examine(
         splits,
         reads_images=not args.quick,
@@ -113,6 +117,7 @@ def examined(args: argparse.Namespace) -> "Analysis":
         advance=Progress(),
         options=ImageOptions.from_config(args.cfg) if args.cfg else ImageOptions(),
     )
+    analysis.findings += [Finding(NOTE, note) for note in notes]
     if not args.images:
         try:
             register_folder(args.path, args.crowds_are_instances)

@@ -4,11 +4,12 @@
     isda convert dataset via_export.json --images photos --output mine
     isda convert dataset stage1_train --class-name nucleus --output mine
 
-Read are labelme's folders, exports of the VGG Image Annotator (JSON or CSV), a folder per image
-with a mask image per instance (Data Science Bowl 2018), and label images: docs/CUSTOM_DATA.md. The
-output has annotations/instances_train.json, annotations/instances_val.json and copies of the
-images in train/ and val/, as isda train --dataset takes it. The same input is always split alike.
-Shapes without an area, and others that no instance can be made of, are listed.
+Read are the exports of labelme, VIA, CVAT, Label Studio, Supervisely, QuPath, ImageJ, cellpose and
+others, YOLO's segmentation, Pascal VOC's, mask images, and COCO's own format, to mend it:
+docs/FORMATS.md. The format is found out by itself. The output has
+annotations/instances_train.json, annotations/instances_val.json and copies of the images in train/
+and val/, as isda train --dataset takes it. The same input is always split alike. Shapes without an
+area, and others that no instance can be made of, are listed.
 """
 
 import argparse
@@ -17,6 +18,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from isda.engine.arguments import add_crowds_argument
+from isda.errors import UsageError
 
 if TYPE_CHECKING:
     from isda.data.formats import AnnotatedImage, Report
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="folder or file of the annotations")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="labelme, VIA: images, if not beside them"
+        "--images", type=Path, metavar="DIR", help="the images, if not beside the annotations"
     )
     parser.add_argument(
         "--val", type=Path, metavar="PATH", help="annotations for validation, instead of a share"
@@ -51,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="labelme: images without a file have no instances",
     )
+    add_crowds_argument(parser)
+    parser.add_argument("--format", metavar="NAME", help="of the annotations, if several fit")
     parser.add_argument(
         "--skip-bad-files", action="store_true", help="leave out images that cannot be used"
     )
@@ -88,9 +94,11 @@ def run(args: argparse.Namespace) -> None:
             f"{len(report.refused)} images cannot be used: correct them, or leave them out by "
             "--skip-bad-files; nothing has been written"
         )
-    classes = choose_classes([i for part in splits.values() for i in part], args)
+    classes = choose_classes([i for part in splits.values() for i in part], report.classes, args)
     if not args.val:
-        splits = dict(zip(("train", "val"), split_images(images, args.val_share), strict=True))
+        splits = split_as_stated(images) or dict(
+            zip(("train", "val"), split_images(images, args.val_share), strict=True)
+        )
     for split, part in splits.items():
         write_coco(args.output, split, part, classes)
     print_splits(splits, classes)
@@ -99,29 +107,46 @@ def run(args: argparse.Namespace) -> None:
     print(f"isda train --config-file finetune/isda_mobilenet_v2.yaml --dataset {folder}")
 
 
-def read(path: Path, args: argparse.Namespace, report: "Report") -> "list[AnnotatedImage]":
-    from isda.data.formats import read_annotations
+def split_as_stated(images: "Sequence[AnnotatedImage]") -> "dict[str, list[AnnotatedImage]]":
+    """The images by the parts that the format has; empty if none of them is for validation."""
+    if not any(image.split == "val" for image in images):
+        return {}
+    parts: dict[str, list[AnnotatedImage]] = {"train": [], "val": []}
+    for image in images:
+        parts.setdefault(image.split or "train", []).append(image)
+    return parts
 
-    return read_annotations(
-        path,
-        report,
+
+def read(path: Path, args: argparse.Namespace, report: "Report") -> "list[AnnotatedImage]":
+    from isda.data.formats import Options, formats, read_annotations
+
+    if args.format is not None and args.format not in formats():
+        raise UsageError(f"--format {args.format}: there are {', '.join(formats())}")
+    options = Options(
         images=args.images,
         class_attribute=args.class_attribute,
         class_name=args.class_name,
         unannotated_are_empty=args.unannotated_are_empty,
+        crowds_are_instances=args.crowds_are_instances,
     )
+    return read_annotations(path, report, options, args.format)
 
 
-def choose_classes(images: "Sequence[AnnotatedImage]", args: argparse.Namespace) -> list[str]:
+def choose_classes(
+    images: "Sequence[AnnotatedImage]", known: Sequence[str], args: argparse.Namespace
+) -> list[str]:
     """Classes in the order of their ids; instances of others are taken out of the images.
+
+    Args:
+        known: classes in the order that the format gives them, with or without instances.
 
     Raises:
         DatasetError: there is none, or one that was asked for is not there.
     """
     from isda.data.errors import DatasetError
-    from isda.data.formats.coco import class_names
+    from isda.data.formats.writing import class_names
 
-    found = class_names(images)
+    found = class_names(images, known)
     if not found:
         raise DatasetError(f"{args.path}: has no usable instance, so there is nothing to train on")
     chosen = args.classes or found

@@ -17,7 +17,8 @@ from isda.data.coco_json import check_image_files, read_coco_json
 from isda.data.crowds import crowds_instead, instances_of_crowds, suspicious_crowds
 from isda.data.errors import DatasetError
 from isda.data.file_names import resolve_file_names
-from isda.data.layouts import Split, find_dataset
+from isda.data.formats.as_coco import find_any_dataset
+from isda.data.layouts import Split
 from isda.data.pixel_centres import polygons_through_centres
 from isda.data.registration import register_located, write_copy
 from isda.wording import listed
@@ -48,15 +49,15 @@ def register_folder(path: str | os.PathLike, crowds_are_instances: bool = False)
     path again replaces what it registered before.
 
     Args:
-        path: anything that :func:`isda.data.layouts.find_dataset` understands.
+        path: anything that :func:`isda.data.formats.as_coco.find_any_dataset` understands.
         crowds_are_instances: whether ``iscrowd`` is ignored, which some tools set for every RLE.
 
     Raises:
         DatasetError: there is no such data set, it cannot be used, or its splits have different
             classes.
     """
-    files = {split.name: split for split in find_dataset(path)}
-    notes: list[str] = []
+    splits, notes = find_any_dataset(path)
+    files = {split.name: split for split in splits}
     changes = {name: Changes() for name in files}
     contents = {name: _read(split, changes[name]) for name, split in files.items()}
     for number, name in drop_placeholders(list(contents.values())).items():

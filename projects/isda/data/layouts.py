@@ -336,10 +336,11 @@ def _hint(folder: Path) -> str:
             return f": did you mean {inner}?"
     suffixes = {file.suffix.lower() for file in _some_files(folder)}
     if (folder / "data.yaml").is_file() or ".txt" in suffixes:
-        return ": this looks like YOLO's format: export the data set as COCO JSON"
-    if ".xml" in suffixes:
-        return ": Pascal VOC's files have no masks: export the data set as COCO JSON"
-    return f"; of labelme or VIA, {_CONVERT}"
+        return (
+            ": this looks like YOLO's format, but data.yaml has no names, and no line of a text "
+            "file has a polygon"
+        )
+    return f"; of other tools, {_CONVERT}"
 
 
 def _some_files(folder: Path) -> Iterable[Path]:

@@ -25,6 +25,8 @@ __all__ = [
     "load_coco_json_checked",
     "register_coco_json",
     "register_located",
+    "temporary_folder",
+    "write_copy",
 ]
 
 logger = logging.getLogger(__name__)
@@ -122,9 +124,15 @@ def _checked_file(json_file: str, image_root: str) -> str:
     return _CHECKED[key]
 
 
-def write_copy(content: dict, json_file: str) -> str:
+def temporary_folder() -> Path:
+    """A new folder that is deleted when the process ends."""
     _COPIES.append(tempfile.TemporaryDirectory(prefix="isda-annotations-"))
-    path = Path(_COPIES[-1].name) / os.path.basename(json_file)
+    return Path(_COPIES[-1].name)
+
+
+def write_copy(content: dict, json_file: str) -> str:
+    """Writes annotations to a temporary file of the same name, and returns its path."""
+    path = temporary_folder() / os.path.basename(json_file)
     write_text(path, strict_json.dumps(content))
     return str(path)
 

@@ -40,6 +40,7 @@ class Instance:
 
     label: str
     segmentation: list[list[float]] | dict
+    is_crowd: bool = False  # a group by COCO's rules; of other formats none is
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class AnnotatedImage:
     source: Path | Embedded
     size: tuple[int, int]  # (height, width)
     instances: list[Instance]
+    split: str = ""  # "train", "val" or "test", where the format has such parts
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Report:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (shape, reason)
     refused: list[str] = field(default_factory=list)  # a sentence per file that cannot be used
     notes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)  # in the order that the format gives them
 
     def skip(self, shape: str, reason: str) -> None:
         """Notes one shape that becomes no instance."""

@@ -1,128 +1,90 @@
-"""Splitting annotated images, and writing them as a folder in COCO's layout."""
+"""Data sets in COCO's format, which are read to be mended: crowds, boxes, places of images.
 
-import hashlib
-from collections import Counter
-from collections.abc import Sequence
+Whatever :mod:`isda.data.layouts` finds, cleaned as for training.
+"""
+
 from pathlib import Path
 
-import pycocotools.mask as mask_util
+from isda.data.changes import Changes
+from isda.data.classes import distinct_names, drop_placeholders
+from isda.data.cleaning import clean_annotations
+from isda.data.coco_json import check_image_files, read_coco_json
+from isda.data.crowds import instances_of_crowds, suspicious_crowds
+from isda.data.errors import DatasetError, ImageError
+from isda.data.file_names import resolve_file_names
+from isda.data.formats.annotated import AnnotatedImage, Instance, Report, read_size
+from isda.data.formats.registry import Format, Options
+from isda.data.layouts import Split, annotation_format, find_dataset
 
-from isda import strict_json
-from isda.data.errors import DatasetError
-from isda.data.formats.annotated import AnnotatedImage
-from isda.data.masks import compressed_rle
-from isda.files import copy_file, write_bytes, write_text
-from isda.wording import plural
-
-__all__ = ["class_names", "split_images", "write_coco"]
-
-
-def class_names(images: Sequence[AnnotatedImage]) -> list[str]:
-    """The names of all instances' classes, in alphabetical order."""
-    return sorted({instance.label for image in images for instance in image.instances})
+__all__ = ["FORMAT"]
 
 
-def split_images(
-    images: Sequence[AnnotatedImage], val_share: float
-) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
-    """Training and validation images, such that each class is in both by its share.
-
-    Iterative stratification (Sechidis et al., ECML PKDD 2011) by the classes that an image shows,
-    from the rarest class on; a class in more than one image is in both splits. Names alone decide
-    what is left to chance, so that the same images are always split alike.
-
-    Args:
-        images: at least two.
-        val_share: of the validation images among all, between 0 and 1.
-
-    Raises:
-        DatasetError: there are fewer than two images.
-    """
-    if len(images) < 2:
-        raise DatasetError(
-            f"{plural(len(images), 'image')} cannot be split into training and "
-            "validation: annotate more, or name annotations for validation by --val"
-        )
-    kinds = {image.name: _kinds(image) for image in images}
-    counts = Counter(kind for of_image in kinds.values() for kind in of_image)
-    wanted_val = {kind: _val_count(count, val_share) for kind, count in counts.items()}
-    # Places, and images of each kind, that training and validation still lack.
-    num_val = min(max(round(val_share * len(images)), 1), len(images) - 1)
-    places = [len(images) - num_val, num_val]
-    wanted = [{kind: counts[kind] - wanted_val[kind] for kind in counts}, wanted_val]
-    splits: tuple[list, list] = ([], [])
-    rest = sorted(images, key=lambda image: hashlib.sha1(image.name.encode()).hexdigest())
-    while rest:
-        left = Counter(kind for image in rest for kind in kinds[image.name])
-        rarest = min(left, key=lambda kind: (left[kind], kind))
-        for image in [image for image in rest if rarest in kinds[image.name]]:
-            split = max(
-                (s for s in (0, 1) if places[s]), key=lambda s: (wanted[s][rarest], places[s])
-            )
-            splits[split].append(image)
-            places[split] -= 1
-            for kind in kinds[image.name]:
-                wanted[split][kind] -= 1
-        rest = [image for image in rest if rarest not in kinds[image.name]]
-    return splits
+def _splits(path: Path) -> list[Split]:
+    """Those in COCO's format; empty if the path is in none of its layouts."""
+    try:
+        splits = find_dataset(path)
+    except DatasetError:
+        return []
+    return [split for split in splits if annotation_format(split.json_file) == "coco"]
 
 
-def _kinds(image: AnnotatedImage) -> set[str]:
-    """The classes in an image; those without any are a kind of their own."""
-    return {instance.label for instance in image.instances} or {""}
+def _read(path: Path, report: Report, options: Options) -> list[AnnotatedImage]:
+    contents, changes = {}, {}
+    for split in find_dataset(path):
+        changes[split] = Changes()
+        content = read_coco_json(split.json_file, split.name != "test", changes=changes[split])
+        root = options.images or split.image_root
+        folder = options.images or split.folder
+        content = resolve_file_names(content, root, changes[split], folder)
+        check_image_files(content, split.json_file, root)
+        contents[split] = content
+    drop_placeholders(list(contents.values()))
+    images = []
+    for split, content in contents.items():
+        if options.crowds_are_instances:
+            content = instances_of_crowds(content, changes[split])
+        images += _images(split, content, changes[split], options, report)
+    return images
 
 
-def _val_count(count: int, val_share: float) -> int:
-    return min(max(round(val_share * count), 1), count - 1)
+def _images(
+    split: Split, content: dict, changes: Changes, options: Options, report: Report
+) -> list[AnnotatedImage]:
+    annotations = clean_annotations(content, split.json_file, changes)
+    categories = sorted(distinct_names(content["categories"], changes), key=lambda c: c["id"])
+    report.notes += [f"{split.json_file}: {line}" for line in changes.lines()]
+    if sentence := suspicious_crowds(annotations, categories):
+        report.notes.append(f"{split.json_file}: {sentence}")
+    report.classes += [c["name"] for c in categories if c["name"] not in report.classes]
+    names = {category["id"]: category["name"] for category in categories}
+    instances: dict[int | str, list[Instance]] = {i["id"]: [] for i in content["images"]}
+    for a in annotations:
+        instance = Instance(names[a["category_id"]], a["segmentation"], bool(a["iscrowd"]))
+        instances[a["image_id"]].append(instance)
+    images = []
+    for image in content["images"]:
+        source = (options.images or split.image_root) / image["file_name"]
+        try:
+            size = read_size(source, image["height"], image["width"])
+        except ImageError as error:
+            report.refuse(error)
+            continue
+        name = _inner(image["file_name"])
+        part = "" if split.name == "all" else split.name
+        images.append(AnnotatedImage(name, source, size, instances[image["id"]], part))
+    return images
 
 
-def write_coco(
-    folder: Path, split: str, images: Sequence[AnnotatedImage], classes: Sequence[str]
-) -> Path:
-    """Writes ``annotations/instances_SPLIT.json`` and copies the images into ``SPLIT/``.
-
-    Args:
-        folder: of the data set; made where it is not there.
-        split: name of the part, such as ``"train"``.
-        images: of this part.
-        classes: of all instances, in the order of their ids, from 1.
-
-    Returns:
-        The path of the annotation file.
-    """
-    category_ids = {name: index + 1 for index, name in enumerate(classes)}
-    records, annotations = [], []
-    for image in sorted(images, key=lambda image: image.name):
-        target = folder / split / image.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(image.source, Path):
-            copy_file(image.source, target)
-        else:
-            write_bytes(target, image.source.read_bytes())
-        height, width = image.size
-        record = {"id": len(records) + 1, "file_name": image.name}
-        records.append(record | {"height": height, "width": width})
-        for instance in image.instances:
-            ids = {"id": len(annotations) + 1, "image_id": record["id"]}
-            ids["category_id"] = category_ids[instance.label]
-            annotations.append(ids | _measured(instance.segmentation, image.size))
-    content = {
-        "images": records,
-        "annotations": annotations,
-        "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
-    }
-    path = folder / "annotations" / f"instances_{split}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, strict_json.dumps(content, ensure_ascii=False))
-    return path
+def _inner(file_name: str) -> str:
+    """The name without what leads out of the folder that will be written."""
+    path = Path(file_name)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
-def _measured(segmentation: list | dict, size: tuple[int, int]) -> dict:
-    """The segmentation with the area and the tight box of its pixels."""
-    rle = compressed_rle(segmentation, size)
-    return {
-        "segmentation": segmentation,
-        "area": int(mask_util.area(rle)),
-        "bbox": mask_util.toBbox(rle).tolist(),
-        "iscrowd": 0,
-    }
+FORMAT = Format(
+    "coco",
+    "a data set in COCO's format",
+    lambda path: bool(_splits(path)),
+    _read,
+    frozenset({"images", "crowds_are_instances"}),
+)

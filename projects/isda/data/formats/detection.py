@@ -1,112 +1,88 @@
 """Which format a path is in, and one call that reads any of them."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from isda.data.errors import DatasetError
-from isda.data.formats.annotated import AnnotatedImage, Report, read_json
-from isda.data.formats.labelme import read_labelme
-from isda.data.formats.mask_images import (
-    has_label_images,
-    has_mask_folders,
-    read_label_images,
-    read_mask_folders,
-)
-from isda.data.formats.via import read_via
-from isda.data.layouts import annotation_format
+from isda.data.formats.annotated import AnnotatedImage, Report
+from isda.data.formats.peeking import first_files, peek_text
+from isda.data.formats.registry import Format, Options, formats
+from isda.data.json_files import load_json
 
-__all__ = ["FORMATS", "detect_format", "read_annotations"]
+__all__ = ["detect_format", "diagnosis", "read_annotations"]
 
-FORMATS = {
-    "labelme": "a folder of labelme's JSON files",
-    "via": "a JSON or CSV file that VIA has exported",
-    "mask-folders": "a folder per image, in it images/ with one image and masks/ with a mask per "
-    "instance",
-    "label-images": "images/, and masks/ or labels/ with an image of the same name that numbers "
-    "the instances",
-}
+_COCO = "coco"  # beside which other tools' files mean more
 
 
-def detect_format(path: Path) -> str:
-    """One of :data:`FORMATS`.
+def detect_format(path: Path) -> Format:
+    """The format of a file or folder.
 
     Raises:
-        DatasetError: there is nothing at the path, or it is none of them; the message lists what
-            was looked for.
+        DatasetError: there is nothing at the path, it is in no format or in several; the message
+            lists what was looked for.
     """
     if not path.exists():
         raise DatasetError(f"{path}: there is no such file or folder: correct the path")
-    if path.is_file() and path.suffix.lower() in (".json", ".csv"):
-        return "via"
-    if has_mask_folders(path):
-        return "mask-folders"
-    if has_label_images(path):
-        return "label-images"
-    kinds: dict[Path, str] = {}
-    for file in sorted(path.rglob("*.json")):
-        kinds[file] = annotation_format(file)
-        if kinds[file] == "labelme":
-            return "labelme"
-    raise DatasetError(f"{path}: {_why_not(kinds)}")
+    found = [format for format in formats().values() if format.recognises(path)]
+    if len(found) > 1:
+        found = [format for format in found if format.name != _COCO]
+    if len(found) > 1:
+        names = " and ".join(format.name for format in found)
+        raise DatasetError(f"{path}: is in several formats, {names}: name one by --format")
+    if found:
+        return found[0]
+    known = "; ".join(f"{format.name}: {format.description}" for format in formats().values())
+    reason = diagnosis(path) or f"is in no format that can be read; there are {known}"
+    raise DatasetError(f"{path}: {reason}")
 
 
-def _why_not(kinds: dict[Path, str]) -> str:
-    """Why a folder cannot be converted, from what its JSON files are."""
-    for file, kind in kinds.items():
-        if kind == "via":
-            return f"is a folder with an export of VIA: name the file, {file}"
-        if kind == "coco":
-            return f"has {file.name} in COCO's format already: give the folder to isda train"
-        if kind == "broken":
-            read_json(file)  # which says what is wrong with it
-    known = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
-    return f"is in no format that can be converted; there are {known}"
+# What is in files that no format here reads, and what to do about them.
+_FOREIGN = {
+    "<bndbox>": "has Pascal VOC's boxes ({}), which are no masks: export the masks, as "
+    "SegmentationObject and SegmentationClass",
+    "<polygon>": "has XML of LabelMe's web tool ({}), which is not read: export the data set in "
+    "another format, by CVAT for example",
+    "<annotation>": "has XML of an annotation without masks ({}): export the masks",
+}
+
+
+def diagnosis(path: Path) -> str:
+    """What a path that no format recognises has instead; empty if nobody knows.
+
+    Raises:
+        DatasetError: a JSON file is broken.
+    """
+    for file in first_files(path, ".json"):
+        load_json(file)  # says what is wrong with a broken one
+    for file in first_files(path, ".xml"):
+        text = peek_text(file)
+        for mark, reason in _FOREIGN.items():
+            if mark in text:
+                return reason.format(file.name)
+    return ""
 
 
 def read_annotations(
-    path: Path,
-    report: Report,
-    *,
-    images: Path | None = None,
-    class_attribute: str | None = None,
-    class_name: str | None = None,
-    unannotated_are_empty: bool = False,
+    path: Path, report: Report, options: Options | None = None, format: str | None = None
 ) -> list[AnnotatedImage]:
     """Reads whatever is at ``path``.
 
     Args:
-        path: in one of :data:`FORMATS`.
+        path: in one of :func:`formats`.
         report: told of what cannot be used.
-        images: of labelme and VIA: the folder of the images, if it is another one.
-        class_attribute: of VIA: the attribute of regions that names their class.
-        class_name: of VIA and of masks: the class of all instances ("object" if masks do not say).
-        unannotated_are_empty: of labelme: whether images without a file have no instances.
+        options: what the user says of it.
+        format: its name; by default the format is recognised.
 
     Raises:
-        DatasetError: it cannot be read at all, or an argument does not belong to its format.
+        DatasetError: it cannot be read at all, or an option does not belong to its format.
     """
-    format = detect_format(path)
-    given = {
-        "--images": (images is not None, ("labelme", "via")),
-        "--class-attribute": (class_attribute is not None, ("via",)),
-        "--class-name": (class_name is not None, ("via", "mask-folders", "label-images")),
-        "--unannotated-are-empty": (unannotated_are_empty, ("labelme",)),
-    }
-    for option, (is_given, formats) in given.items():
-        if is_given and format not in formats:
+    options = options or Options()
+    if format is not None and not path.exists():
+        raise DatasetError(f"{path}: there is no such file or folder: correct the path")
+    chosen = detect_format(path) if format is None else formats()[format]
+    for name in options.given():
+        if name not in chosen.options:
+            flag = f"--{name.replace('_', '-')}"
             raise DatasetError(
-                f"{path}: is {FORMATS[format]}, for which {option} means nothing: leave it out"
+                f"{path}: is {chosen.description}, for which {flag} means nothing: leave it out"
             )
-    name = class_name or "object"
-    readers: dict[str, Callable[[Path, Report], list[AnnotatedImage]]] = {
-        "labelme": partial(
-            read_labelme, images=images, unannotated_are_empty=unannotated_are_empty
-        ),
-        "via": partial(
-            read_via, images=images, class_attribute=class_attribute, class_name=class_name
-        ),
-        "mask-folders": partial(read_mask_folders, class_name=name),
-        "label-images": partial(read_label_images, class_name=name),
-    }
-    return readers[format](path, report)
+    return chosen.read(path, report, options)

@@ -29,10 +29,12 @@ from isda.data.formats.annotated import (
     read_size,
 )
 from isda.data.formats.outlines import as_points, circle, polygon, rectangle
+from isda.data.formats.peeking import json_contents
+from isda.data.formats.registry import Format
 from isda.data.masks import compressed_rle
 from isda.data.walking import IMAGE_SUFFIXES, files_below, image_files
 
-__all__ = ["read_labelme"]
+__all__ = ["FORMAT", "read_labelme"]
 
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
 # labelme's own names of what is no object.
@@ -46,7 +48,7 @@ def read_labelme(
     """Every image that a labelme file below ``folder`` annotates.
 
     Args:
-        folder: with the JSON files, at any depth.
+        folder: with the JSON files, at any depth; or one such file.
         report: told of what cannot be used.
         images: another folder in which the images are looked for by their names.
         unannotated_are_empty: whether an image in ``folder`` (or ``images``) without a JSON file
@@ -55,7 +57,8 @@ def read_labelme(
     Raises:
         DatasetError: there is no JSON file.
     """
-    files = sorted(files_below(folder, (".json",)))
+    files = [folder] if folder.is_file() else sorted(files_below(folder, (".json",)))
+    folder = folder.parent if folder.is_file() else folder
     if not files:
         raise DatasetError(f"{folder}: has no JSON files: name the folder that labelme saved to")
     found: dict[str, AnnotatedImage] = {}
@@ -242,3 +245,22 @@ def _mask(shape: dict, size: tuple[int, int]) -> dict:
             raise UnusableShapeError("with a mask that is smaller than its corners say")
         bitmap = bitmap[: max(bottom - top + 1, 0), : max(right - left + 1, 0)]
     return encode(placed(bitmap, (left, top), size))
+
+
+def _is_labelme(content: object) -> bool:
+    return (
+        isinstance(content, dict)
+        and "shapes" in content
+        and ("imagePath" in content or "imageData" in content)
+    )
+
+
+FORMAT = Format(
+    "labelme",
+    "a folder of labelme's JSON files",
+    lambda path: any(_is_labelme(content) for _, content in json_contents(path)),
+    lambda path, report, options: read_labelme(
+        path, report, options.images, options.unannotated_are_empty
+    ),
+    frozenset({"images", "unannotated_are_empty"}),
+)

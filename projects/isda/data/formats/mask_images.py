@@ -18,31 +18,25 @@ from isda.data.formats.annotated import (
     encode,
     read_size,
 )
+from isda.data.formats.peeking import first_files
+from isda.data.formats.registry import Format
 from isda.data.images import read_numbers
 from isda.data.walking import IMAGE_SUFFIXES, image_files
 from isda.wording import plural
 
 __all__ = [
-    "has_label_images",
-    "has_mask_folders",
+    "FORMAT",
+    "check_mask_size",
     "read_label_images",
     "read_mask_folders",
+    "read_values",
 ]
 
 _LABEL_FOLDERS = ("masks", "labels")
+_ANY_CLASS = "object"  # of instances whose class nobody has named
 # What numbers instances: grey of 1, 8, 16 and 32 bits, or a palette, whose colours do not matter.
 _NUMBERED = ("1", "L", "P", "I")
 _MOST_VALUES = 10_000  # instances in one image, beyond which it is a photograph
-
-
-def has_mask_folders(folder: Path) -> bool:
-    """Whether there is a folder per image, with ``images`` and ``masks`` in it."""
-    return bool(_mask_folders(folder))
-
-
-def has_label_images(folder: Path) -> bool:
-    """Whether there is a folder ``images``, and ``masks`` or ``labels`` beside it."""
-    return (folder / "images").is_dir() and _label_folder(folder) is not None
 
 
 def _mask_folders(folder: Path) -> list[Path]:
@@ -50,8 +44,9 @@ def _mask_folders(folder: Path) -> list[Path]:
 
 
 def _label_folder(folder: Path) -> Path | None:
+    """The folder of label images, if images lie in it, as they do not in YOLO's ``labels``."""
     places = [folder / name for name in _LABEL_FOLDERS]
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if first_files(place, *IMAGE_SUFFIXES)), None)
 
 
 def read_mask_folders(folder: Path, report: Report, class_name: str) -> list[AnnotatedImage]:
@@ -86,9 +81,9 @@ def _of_masks(
 ) -> list[Instance]:
     instances = []
     for file in files:
-        values = _read_values(file)
+        values = read_values(file)
         mask = values.reshape(*values.shape[:2], -1).any(axis=2)
-        _check_size(mask.shape, size, file)
+        check_mask_size(mask.shape, size, file)
         if not mask.any():
             report.skip(str(file), "without a pixel")
             continue
@@ -142,7 +137,7 @@ def _label_values(place: Path, size: tuple[int, int]) -> np.ndarray:
         )
     if file.suffix.lower() in (".jpg", ".jpeg"):
         raise ImageError(f"{file}: JPEG changes the numbers of label images: save it as PNG")
-    values = _read_values(file)
+    values = read_values(file)
     if values.ndim != 2 or values.dtype.kind not in "bui":
         raise ImageError(
             f"{file}: a label image has one channel of whole numbers, 0 for background and one "
@@ -150,7 +145,7 @@ def _label_values(place: Path, size: tuple[int, int]) -> np.ndarray:
         )
     if len(np.unique(values)) > _MOST_VALUES:
         raise ImageError(f"{file}: has over {_MOST_VALUES} values: is it a photograph?")
-    _check_size(values.shape, size, file)
+    check_mask_size(values.shape, size, file)
     return values
 
 
@@ -159,7 +154,7 @@ def _described(values: np.ndarray) -> str:
     return f"of {plural(channels, 'channel')} of type {values.dtype}"
 
 
-def _read_values(file: Path) -> np.ndarray:
+def read_values(file: Path) -> np.ndarray:
     """The numbers of a mask: ``(H, W)``, or ``(H, W, C)`` of a colour image, without alpha."""
     values = read_numbers(str(file))
     if values is not None:
@@ -178,9 +173,35 @@ def _read_values(file: Path) -> np.ndarray:
         ) from error
 
 
-def _check_size(shape: tuple[int, int], size: tuple[int, int], file: Path) -> None:
+def check_mask_size(shape: tuple[int, int], size: tuple[int, int], file: Path) -> None:
     if tuple(shape) != tuple(size):
         raise ImageError(
             f"{file}: the mask has {shape[1]}x{shape[0]} pixels (width x height), its image "
             f"{size[1]}x{size[0]}: save both at one size"
         )
+
+
+def _has_label_images(folder: Path) -> bool:
+    return (folder / "images").is_dir() and _label_folder(folder) is not None
+
+
+FORMAT = (
+    Format(
+        "mask-folders",
+        "a folder per image, in it images/ with one image and masks/ with a mask per instance",
+        lambda path: bool(_mask_folders(path)),
+        lambda path, report, options: read_mask_folders(
+            path, report, options.class_name or _ANY_CLASS
+        ),
+        frozenset({"class_name"}),
+    ),
+    Format(
+        "label-images",
+        "images/, and masks/ or labels/ with an image of the same name that numbers the instances",
+        _has_label_images,
+        lambda path, report, options: read_label_images(
+            path, report, options.class_name or _ANY_CLASS
+        ),
+        frozenset({"class_name"}),
+    ),
+)

@@ -7,7 +7,7 @@ import numpy as np
 
 from isda.data.formats.annotated import UnusableShapeError
 
-__all__ = ["as_points", "circle", "ellipse", "polygon", "rectangle"]
+__all__ = ["as_points", "circle", "ellipse", "polygon", "rectangle", "rotated_rectangle"]
 
 _DEVIATION = 0.1  # pixels between an arc and its polygon
 _DECIMALS = 2
@@ -45,6 +45,22 @@ def rectangle(points: Sequence) -> list[float]:
     corners = as_points(points, 2)
     (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
     return polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def rotated_rectangle(
+    center: Sequence[float], extent: Sequence[float], angle: float
+) -> list[float]:
+    """A rectangle turned around its center.
+
+    Args:
+        center: (x, y).
+        extent: (width, height).
+        angle: of the turn from x to y, in radians.
+    """
+    (center,), (half,) = as_points([center], 1), as_points([extent], 1) / 2
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
+    cos, sin = math.cos(angle), math.sin(angle)
+    return polygon(corners @ np.array([[cos, sin], [-sin, cos]]) + center)
 
 
 def circle(center: Sequence[float], radius: float) -> list[float]:

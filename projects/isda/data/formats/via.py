@@ -22,8 +22,11 @@ from isda.data.formats.annotated import (
     read_size,
 )
 from isda.data.formats.outlines import circle, ellipse, polygon, rectangle
+from isda.data.formats.peeking import first_files, json_contents, peek_text
+from isda.data.formats.places import split_of
+from isda.data.formats.registry import Format, Options
 
-__all__ = ["read_via"]
+__all__ = ["FORMAT", "read_via"]
 
 _COLUMNS = (
     "filename",
@@ -284,3 +287,34 @@ def _outline(shape: object) -> list[float]:
     if kind == "point":
         raise UnusableShapeError("of type point, which has no area")
     raise UnusableShapeError(f"of the unknown type {kind!r}")
+
+
+def _exports(path: Path, most: int | None = None) -> list[Path]:
+    """The exports of VIA at a path, or below it, of as many files at most."""
+    files = [file for file, content in json_contents(path, most) if _is_export(content)]
+    tables = first_files(path, ".csv", most=most)
+    return files + [file for file in tables if "region_shape_attributes" in peek_text(file)]
+
+
+def _read(path: Path, report: Report, options: Options) -> list[AnnotatedImage]:
+    """Of a folder all exports, each with the images beside it, as of a split if it is called so."""
+    if path.is_file():
+        return read_via(path, report, options.images, options.class_attribute, options.class_name)
+    images = []
+    for file in _exports(path):
+        split = split_of(file.parent.name)
+        for image in read_via(
+            file, report, options.images, options.class_attribute, options.class_name
+        ):
+            image.split = split
+            images.append(image)
+    return images
+
+
+FORMAT = Format(
+    "via",
+    "a JSON or CSV file that VIA has exported",
+    lambda path: bool(_exports(path, most=20)),
+    _read,
+    frozenset({"images", "class_attribute", "class_name"}),
+)

@@ -5,7 +5,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from examples_of_formats import SIZE, SQUARE, drawn, labelme, photo, shape
+from examples_of_formats import (
+    SIZE,
+    SQUARE,
+    drawn,
+    labelme,
+    photo,
+    polygon_region,
+    shape,
+    via_csv,
+)
 
 from isda.data.changes import Changes
 from isda.data.cleaning import clean_annotations
@@ -20,6 +29,10 @@ from isda.data.formats import (
     write_coco,
 )
 from isda.data.layouts import find_dataset
+
+
+def format_of(path) -> str:
+    return detect_format(path).name
 
 
 def images_of(*labels: str) -> list[AnnotatedImage]:
@@ -104,35 +117,34 @@ def test_what_is_written_is_found_and_free_of_faults(tmp_path):
 
 def test_formats_are_told_apart(tmp_path):
     labelme(tmp_path / "labelme/deep/a.json", [shape()])
-    assert detect_format(tmp_path / "labelme") == "labelme"
+    assert format_of(tmp_path / "labelme") == "labelme"
     photo(tmp_path / "dsb/abc/images/abc.png")
     (tmp_path / "dsb/abc/masks").mkdir()
-    assert detect_format(tmp_path / "dsb") == "mask-folders"
+    assert format_of(tmp_path / "dsb") == "mask-folders"
     photo(tmp_path / "numbers/images/a.png")
-    (tmp_path / "numbers/labels").mkdir()
-    assert detect_format(tmp_path / "numbers") == "label-images"
+    photo(tmp_path / "numbers/labels/a.png")
+    assert format_of(tmp_path / "numbers") == "label-images"
     (tmp_path / "via").mkdir()
+    via_csv(tmp_path / "via/via.csv", {"a.png": [polygon_region(kind="nut")]})
+    (tmp_path / "via/via.json").write_text('{"a": {"filename": "a", "regions": []}}')
     for name in ("via.csv", "via.json"):
-        (tmp_path / "via" / name).write_text('{"a": {"filename": "a", "regions": []}}')
-        assert detect_format(tmp_path / "via" / name) == "via"
+        assert format_of(tmp_path / "via" / name) == "via"
 
 
 def test_what_is_none_of_them(tmp_path):
     with pytest.raises(DatasetError, match="none: there is no such file or folder"):
-        detect_format(tmp_path / "none")
-    with pytest.raises(
-        DatasetError, match="in no format that can be converted; there are labelme: "
-    ):
-        detect_format(tmp_path)
+        format_of(tmp_path / "none")
+    with pytest.raises(DatasetError, match="in no format that can be read; there are .*labelme: a"):
+        format_of(tmp_path)
     path = tmp_path / "a.json"
     path.write_text('{"images": [], "annotations": []}')
-    with pytest.raises(DatasetError, match="has a.json in COCO's format already: .*isda train"):
-        detect_format(tmp_path)
+    assert format_of(tmp_path) == format_of(path) == "coco"
     path.write_text(json.dumps({"a": {"filename": "a", "regions": []}}))
-    with pytest.raises(
-        DatasetError, match="a folder with an export of VIA: name the file, .*a.json"
-    ):
-        detect_format(tmp_path)
+    assert format_of(tmp_path) == "via"
     path.write_text("{")
     with pytest.raises(DatasetError, match="a.json: not valid JSON"):
-        detect_format(tmp_path)
+        format_of(tmp_path)
+    labelme(tmp_path / "b.json", [shape()])
+    (tmp_path / "c.json").write_text(json.dumps({"a": {"filename": "a", "regions": []}}))
+    with pytest.raises(DatasetError, match="in several formats, labelme and via: name one by"):
+        format_of(tmp_path)
