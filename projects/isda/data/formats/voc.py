@@ -117,13 +117,14 @@ def _labelmap(root: Path, report: Report) -> dict[tuple[int, int, int], str]:
         colours = voc_colours()[1 : len(_VOC) + 1]
         return {tuple(c): name for c, name in zip(colours.tolist(), _VOC, strict=True)}
     names = {}
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
-        name, *rest = line.split(":")
-        if line.startswith("#") or not rest or name.strip().lower() == "background":
-            continue
-        colour = tuple(int(value) for value in rest[0].split(",") if value.strip())
-        if len(colour) == 3:
-            names[colour] = name.strip()
+    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if ":" in line]
+    lines = [line.split(":") for line in lines if not line.startswith("#")]
+    for number, (name, colour, *_) in enumerate(lines):
+        values = tuple(int(value) for value in colour.split(",") if value.strip().isdigit())
+        if len(values) != 3:  # without colours the classes count from 0 on, the background
+            values = tuple(voc_colours()[number % 256].tolist())
+        if name.strip().lower() != "background":
+            names[values] = name.strip()
             report.classes += [name.strip()] * (name.strip() not in report.classes)
     return names
 
