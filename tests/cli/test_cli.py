@@ -179,6 +179,8 @@ def described(parser) -> dict:
 def test_flags_of_a_training_are_those_of_detectron2():
     theirs, ours = described(default_argument_parser()), described(argument_parser())
     assert ours.pop("dataset") == (("--dataset",), None, None, None)
+    crowds = (("--crowds-are-instances",), 0, True, False)
+    assert ours.pop("crowds_are_instances") == crowds
     assert ours == theirs
     of_train = described(cli.parser_of("train"))
     assert {name: of_train[name] for name in theirs} == theirs

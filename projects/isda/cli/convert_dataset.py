@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isda.engine.arguments import add_crowds_argument
+from isda.cli.arguments import add_crowds_argument
 from isda.errors import UsageError
 
 if TYPE_CHECKING:
