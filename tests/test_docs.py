@@ -22,7 +22,7 @@ PAGES = [
     ),
     "docs/MASK_EMBEDDING.md",
     *("docs/CONDINST.md", "docs/METHOD.md", "docs/MODEL_ZOO.md", "docs/OP.md", "docs/SOLO.md"),
-    *("docs/TROUBLESHOOTING.md", "docs/WEIGHTS.md"),
+    *("docs/RESULTS.md", "docs/TROUBLESHOOTING.md", "docs/WEIGHTS.md"),
 ]
 
 

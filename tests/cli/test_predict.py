@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import io
 import json
 import subprocess
@@ -133,10 +134,10 @@ def test_a_stack_is_predicted_page_by_page(tmp_path, capsys):
     path, file = write_stack(tmp_path / "a.tif"), tmp_path / "found.json"
     assert run_on_images("--input", path, "--output", tmp_path / "o", file) == 0
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
-        f"a_page{page}.tif" for page in range(3)
+        f"a_page{page}.png" for page in range(3)
     ]
     assert "[1/1] " in (told := capsys.readouterr().out)
-    assert f"{path}: page 2 of 3: 1 instances, drawn in {tmp_path / 'o' / 'a_page2.tif'}" in told
+    assert f"{path}: page 2 of 3: 1 instances, drawn in {tmp_path / 'o' / 'a_page2.png'}" in told
     images = json.loads(file.read_text())["images"]
     assert [(image["file_name"], image["page"]) for image in images] == [
         (str(path), 0),
@@ -228,14 +229,73 @@ def test_files_patterns_and_folders_are_found(tmp_path):
 
 def test_results_do_not_overwrite_each_other_or_the_images(tmp_path):
     images = [Path("x/1.png"), Path("y/1.png"), Path("y/1_2.png"), Path("y/1.heic")]
-    names = [path.name for path in files.output_paths(images, "out")]
+    names = [path.name for path in paths(images, "out")]
     assert len(set(names)) == 4
     assert names[3] == "1_3.png"  # OpenCV writes no .heic
-    assert files.output_paths(images[:1], "one.jpg") == [Path("one.jpg")]
+    assert paths(images[:1], "one.jpg") == [Path("one.jpg")]
     with pytest.raises(RequestError, match=r"one\.jpg is one file, but there are 4 images"):
-        files.output_paths(images, "one.jpg")
+        paths(images, "one.jpg")
     with pytest.raises(RequestError, match=r"would replace x/\.\./x/1\.png: give another folder"):
-        files.output_paths(images[:1], "x/../x")
+        paths(images[:1], "x/../x")
+
+
+def paths(images, *outputs, save=(), page=None):
+    targets = files.targets_of(images, files.sort_outputs([*outputs]), save)
+    return [path for image in targets for target in image for path in target.paths(page)]
+
+
+def test_where_results_of_other_kinds_go(tmp_path):
+    images = [Path("x/1.ome.tif"), Path("y/1.tif"), Path("y/b.c.png")]
+    assert paths(images, "out") == [Path("out/1.png"), Path("out/1_2.png"), Path("out/b.c.png")]
+    assert [str(p) for p in paths(images, "out", save=("masks.tif", "geojson"))] == [
+        *("out/1.masks.tif", "out/1.geojson", "out/1_2.masks.tif", "out/1_2.geojson"),
+        *("out/b.c.masks.tif", "out/b.c.geojson"),
+    ]
+    outputs = ["a.masks.png", "b.TIF", "c.zip", "all.csv", "all.json"]
+    assert [str(p) for p in paths(images[:1], *outputs)] == ["a.masks.png", "b.TIF", "c.zip"]
+    pages = paths(images[:1], "a.masks.png", "o", save=["rois.zip"], page=7)
+    assert [str(p) for p in pages] == ["a_page7.masks.png", "o/1_page7.rois.zip"]
+    with pytest.raises(RequestError, match=r"c\.zip is one file, but there are 3.*and --save with"):
+        paths(images, "c.zip")
+    with pytest.raises(RequestError, match="--save csv: writes into a folder"):
+        paths(images[:1], "a.png", save=["csv"])
+    with pytest.raises(RequestError, match="a.csv b.csv: give one folder or file"):
+        paths(images, "a.csv", "b.csv")
+    with pytest.raises(RequestError, match="a.zip: of a video there is a drawn video and one"):
+        files.split_outputs(["a.mp4", "a.zip"])
+
+
+def test_every_format_at_once(tmp_path, capsys):
+    """Into a folder, with one table and one file in COCO's format for all images."""
+    images = [write_grey(tmp_path / name) for name in ("a.png", "b.png")]
+    saved = ["--save", "png", *(form for form in files.FORMS if form not in ("png", "jpg"))]
+    outputs = ["--output", tmp_path / "o", tmp_path / "all.csv", tmp_path / "all.json"]
+    assert run_on_images("--input", *images, *outputs, *saved) == 0
+    ends = ("csv", "geojson", "json", "masks.png", "masks.tif", "png", "rois.zip", "txt")
+    expected = [f"{stem}.{end}" for stem in "ab" for end in ends]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == expected
+    labels = tifffile.imread(tmp_path / "o" / "a.masks.tif")
+    expected = two_instances(100, 200).pred_masks[0].numpy()
+    np.testing.assert_array_equal(labels, expected)
+    assert labels.dtype == np.uint16
+    rows = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert [row["image"] for row in rows] == [str(image) for image in images]
+    assert [int(row["area"]) for row in rows] == [expected.sum()] * 2
+    assert {float(row["intensity_mean_red"]) for row in rows} == {100.0}
+    told = capsys.readouterr().out
+    assert f"drawn in {tmp_path / 'o' / 'a.png'}, results in {tmp_path / 'o'}" in told
+    assert f"; instances in {tmp_path / 'all.json'}; measurements in {tmp_path / 'all.csv'}" in told
+
+
+def test_a_table_measures_the_numbers_of_the_file(tmp_path):
+    pixels = np.full((100, 200), 3000, np.uint16)
+    pixels[:, ::2] = 5000
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([pixels, pixels + 1]), photometric="minisblack")
+    table = tmp_path / "a.csv"
+    assert run_on_images("--input", tmp_path / "a.tif", "--output", table) == 0
+    rows = list(csv.DictReader(table.open()))
+    assert [row["page"] for row in rows] == ["0", "1"]
+    assert [float(row["intensity_mean"]) for row in rows] == pytest.approx([4000, 4001], abs=12)
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(0.5, 1), (0.1, 2)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import examples_of_datasets
 import numpy as np
+import tifffile
 import torch
 import torchvision
 from commands import ROOT, Command
@@ -118,6 +119,14 @@ def annotations_alone(place: Path) -> None:
         (place / f"instances_{split}.json").write_text(content)
 
 
+def stacks(place: Path) -> None:
+    """Three pages, and two channels."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (3, 48, 64)).astype(np.uint16)
+    tifffile.imwrite(place / "stack.tif", pixels, photometric="minisblack")
+    axes = {"axes": "CYX"}
+    tifffile.imwrite(place / "two_channels.tif", pixels[:2], imagej=True, metadata=axes)
+
+
 def labelme_files(place: Path) -> None:
     for name in ("a", "b", "c"):
         labelme(place / "my_labelme_files" / f"{name}.json", [shape(points=SQUARE)])
@@ -175,6 +184,7 @@ OF_PAGE = {
     "docs/INSTALL.md": (environment, sources),
     "docs/MODEL_ZOO.md": (lambda place: few_nuclei(place / "datasets" / "nuclei"),),
     "docs/MASK_EMBEDDING.md": (annotations_alone,),
+    "docs/RESULTS.md": (stacks,),
     "docs/WEIGHTS.md": (resnets,),
     "projects/isda/weights/README.md": (annotations_alone,),
 }

@@ -2,6 +2,7 @@
 
 isda predict --model NAME --input a.jpg 'photos/*.jpg' --output masks
 isda predict --model output/my_training --input photos --output masks found.json
+isda predict --model NAME --input photos --output results --save masks.tif geojson csv
 isda predict --config-file FILE --input a.jpg --output masks --opts MODEL.WEIGHTS W.pth
 isda predict --model NAME --video-input in.mp4 --output out.mp4
 isda predict --model NAME --webcam
@@ -21,7 +22,17 @@ from isda.console import printable
 from isda.errors import UsageError
 from isda.model_zoo.catalog import entry_of
 from isda.prediction.errors import RequestError
-from isda.prediction.files import find_images, make_folders, output_paths, split_outputs
+from isda.prediction.files import (
+    FORMS,
+    Outputs,
+    Target,
+    find_images,
+    format_of,
+    make_folders,
+    sort_outputs,
+    split_outputs,
+    targets_of,
+)
 
 EXPECTED = (ValueError, OSError)
 
@@ -49,7 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATH",
         help="of one image or a video a file, of several images a folder; and, or instead, a .json "
-        "file for the instances in COCO's format; without it a window shows the results",
+        "file for the instances in COCO's format, a .csv file for measurements, and of one image "
+        ".tif, .masks.png, .zip, .geojson or .txt; without it a window shows the results",
+    )
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        default=[],
+        choices=FORMS,
+        metavar="FORMAT",
+        help=f"what the folder of --output gets of each image, instead of a picture: "
+        f"{', '.join(FORMS)}",
     )
     parser.add_argument(
         "--confidence-threshold",
@@ -142,17 +163,21 @@ def check_names(args: argparse.Namespace) -> None:
     path = Path(args.model or "").expanduser()
     if args.model and not path.exists() and path.suffix != ".pth":  # no training's: a name
         entry_of(args.model)
-    pictures, _ = split_outputs(args.output)
     if args.input:
         images, _ = find_images(args.input)
-        if pictures:
-            output_paths(images, pictures)
+        targets_of(images, sort_outputs(args.output), args.save)
+    else:
+        split_outputs(args.output)
+        if args.save:
+            raise RequestError("--save is for images; of a video, --output takes a .json file")
 
 
 def only_json(args: argparse.Namespace) -> bool:
     """Whether nothing is drawn."""
-    pictures, json_file = split_outputs(args.output)
-    return bool(json_file and not pictures)
+    outputs = sort_outputs(args.output)
+    if args.save:
+        return not {"png", "jpg"} & {*args.save}
+    return bool(outputs.json or outputs.table or outputs.files) and not outputs.pictures
 
 
 class Speed:
@@ -184,50 +209,66 @@ class Speed:
 
 def run_on_images(predictor, args: argparse.Namespace) -> int:
     """Draws on every image that can be used; returns how many inputs failed."""
+    from isda.data.images import to_rgb
     from isda.prediction.coco_json import CocoResults
     from isda.prediction.failures import OF_ONE_IMAGE, reason, what_failed
     from isda.prediction.pages import Page, pages_of
     from isda.prediction.predictor import confident
+    from isda.prediction.results import write_result
+    from isda.prediction.results.table import TableOfImages
     from isda.prediction.video import show
-    from isda.visualization import draw_predictions, write_image
 
     images, failures = find_images(args.input)
-    pictures, json_file = split_outputs(args.output)
-    outputs = output_paths(images, pictures) if pictures else [None] * len(images)
-    make_folders([*filter(None, outputs), *filter(None, [json_file])])
+    outputs = sort_outputs(args.output)
+    targets = targets_of(images, outputs, args.save)
+    first = [path for image_targets in targets for t in image_targets for path in t.paths()]
+    make_folders([*first, *filter(None, (outputs.json, outputs.table))])
+    shows = not args.output
     speed = Speed()
 
-    def predict(page: Page, output: Path | None) -> bool:
+    def predict(page: Page, image_targets: list[Target]) -> bool:
         """Whether to go on: nobody has pressed Escape."""
-        image = page.read()
+        pixels = page.read()
+        image = to_rgb(pixels, str(page.path), page.options)
         with speed.measured():
             instances = predictor(image)
         instances = confident(instances, args.confidence_threshold)
         results.add(str(page.path), instances, **page.fields)
-        drawn = None
-        if output or not json_file:
-            drawn = draw_predictions(
-                image, instances, predictor.class_names, with_labels=not args.no_labels
-            )
-        if output:
-            write_image(output, drawn)
-        place = f", drawn in {printable(output)}" if output else ""
-        print(progress, f"{page.label}{len(instances)} instances{place}")
-        return drawn is None or bool(output) or show(drawn, wait=True)
+        table.add(str(page.path), instances, pixels, **page.fields)
+        written = [path for target in image_targets for path in target.paths(page.number)]
+        for path in written:
+            write_result(instances, path, pixels, with_labels=not args.no_labels)
+        print(progress, f"{page.label}{len(instances)} instances{places_of(written)}")
+        return not shows or show(instances.draw(with_labels=not args.no_labels), wait=True)
 
-    with CocoResults(json_file, predictor) as results:
-        for number, (path, output) in enumerate(zip(images, outputs), 1):
+    with CocoResults(outputs.json, predictor) as results, TableOfImages(outputs.table) as table:
+        for number, (path, image_targets) in enumerate(zip(images, targets), 1):
             progress = f"[{number}/{len(images)}] {printable(path)}:"
             try:
                 pages = pages_of(path, predictor.image_options)
-                if not all(predict(page, page.output(output)) for page in pages):
+                if not all(predict(page, image_targets) for page in pages):
                     break
             except OF_ONE_IMAGE as error:
                 failures[str(path)] = f"{what_failed(error)}, skipped ({reason(error)})"
                 print(progress, "skipped")
-    print(speed.summary("image") + (f"; instances in {json_file}" if json_file else ""))
+    print(speed.summary("image") + told_files(outputs))
     report(failures)
     return len(failures)
+
+
+def places_of(written: list[Path]) -> str:
+    """Where an image's results are, as the end of a sentence."""
+    drawn = [path for path in written if format_of(path) == "picture"]
+    others = [path for path in written if path not in drawn]
+    parts = [f"drawn in {printable(path)}" for path in drawn]
+    parts += [f"results in {', '.join(printable(path) for path in others)}"] if others else []
+    return "".join(f", {part}" for part in parts)
+
+
+def told_files(outputs: Outputs) -> str:
+    """Which files are for all images together, as the end of a sentence."""
+    told = (("instances", outputs.json), ("measurements", outputs.table))
+    return "".join(f"; {what} in {file}" for what, file in told if file)
 
 
 def report(failures: dict[str, str]) -> None:

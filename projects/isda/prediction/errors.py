@@ -1,9 +1,34 @@
 """What a user hears when a prediction cannot be done as it is asked for."""
 
+import os
+from importlib import import_module
+from types import ModuleType
+
 from isda.errors import UserError
 
-__all__ = ["RequestError"]
+__all__ = ["MissingPackageError", "RequestError", "needed"]
 
 
 class RequestError(UserError):
     """Something that the user asked for is not possible; the message says why."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that is not installed with this one is needed for what was asked for."""
+
+
+def needed(module: str, what: str | os.PathLike, package: str = "") -> ModuleType:
+    """The module, imported.
+
+    Args:
+        what: the file, or the result, that needs it.
+        package: that has it, if its name is another one.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = package or module
+        raise MissingPackageError(f"{what}: needs {package}: pip install {package}") from error

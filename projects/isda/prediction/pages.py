@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isda.data.images import ImageOptions, count_pages, read_image
+from isda.data.images import ImageOptions, count_pages, read_pixels
 
 __all__ = ["Page", "pages_of"]
 
@@ -21,28 +21,27 @@ class Page:
     count: int = 1  # pages that are gone through
 
     def read(self) -> np.ndarray:
-        """``(H, W, 3)`` uint8, RGB.
+        """In the numbers of the file, as of :func:`isda.data.images.read_pixels`.
 
         Raises:
             ImageError: it cannot be read, or page or channel have to be named.
         """
-        return read_image(str(self.path), "RGB", self.options)
+        return read_pixels(str(self.path), self.options)
+
+    @property
+    def number(self) -> int | None:
+        """Which of several pages it is, from 0; None: it is all that is meant of its file."""
+        return self.options.page if self.count > 1 else None
 
     @property
     def label(self) -> str:
         """What tells it from the other pages, before what is said of it."""
-        return f"page {self.options.page} of {self.count}: " if self.count > 1 else ""
+        return "" if self.number is None else f"page {self.number} of {self.count}: "
 
     @property
     def fields(self) -> dict[str, int]:
-        """What stands beside the name of the file in a JSON file."""
-        return {"page": self.options.page} if self.count > 1 else {}
-
-    def output(self, path: Path | None) -> Path | None:
-        """Where its result goes, of the file that is for the whole: ``a_page3.png``."""
-        if path is None or self.count == 1:
-            return path
-        return path.with_name(f"{path.stem}_page{self.options.page}{path.suffix}")
+        """What stands beside the name of the file in a file of results."""
+        return {} if self.number is None else {"page": self.number}
 
 
 def pages_of(path: Path, options: ImageOptions) -> Iterator[Page]:

@@ -3,17 +3,19 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
-from isda import strict_json
 from isda.data.images import rgb_image
-from isda.files import write_text
+from isda.prediction.errors import needed
+from isda.prediction.results import write_result
+from isda.prediction.results.label_image import label_image
+from isda.prediction.results.outlines import masks_of
+from isda.prediction.results.table import rows_of
 from isda.structures import RLEMasks
-from isda.visualization import class_labels, draw_predictions, write_image
+from isda.visualization import class_labels, draw_predictions
 
 __all__ = ["Prediction"]
 
@@ -37,19 +39,28 @@ class Prediction(Instances):
         image: np.ndarray,
         class_names: Sequence[str] | None = None,
         class_ids: Sequence[int] | None = None,
+        pixels: np.ndarray | None = None,
     ):
         """
         Args:
             image: ``(H, W, 3)`` uint8 RGB, which they were found in; kept, not copied.
             class_names, class_ids: of the model's classes, and their ids in COCO's JSON.
+            pixels: ``(H, W)`` or ``(H, W, 3)``, the image in the numbers that it came in; None:
+                ``image``.
         """
         super().__init__(instances.image_size, **instances.get_fields())
         self._image, self._class_names, self._class_ids = image, class_names, class_ids
+        self._pixels = image if pixels is None else pixels
 
     @property
     def image(self) -> np.ndarray:
         """``(H, W, 3)`` uint8 RGB."""
         return self._image
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """``(H, W)`` or, of colours, ``(H, W, 3)``: the image in the numbers that it came in."""
+        return self._pixels
 
     @property
     def class_names(self) -> list[str] | None:
@@ -115,17 +126,52 @@ class Prediction(Instances):
             result["category_id"] = number + 1 if not self._class_ids else self._class_ids[number]
         return results
 
+    def label_image(self) -> np.ndarray:
+        """``(H, W)`` uint16, or uint32 for more than 65,535: 0 is background, i + 1 instance i.
+
+        Where masks overlap, the one with the higher score wins.
+        """
+        return label_image(self)
+
+    def measurements(self) -> list[dict]:
+        """Area, centroid, axes, mean intensity and more of each instance, in pixels.
+
+        Intensities are those of the file, not of its 8 bits. ``pandas.DataFrame`` takes the list;
+        :func:`isda.prediction.results.table.rows_of` says what each name means.
+
+        Raises:
+            MissingPackageError: scikit-image is not installed.
+        """
+        return rows_of(self)
+
+    def to_supervision(self):
+        """``supervision.Detections`` with masks, scores, classes and their names.
+
+        Raises:
+            MissingPackageError: supervision is not installed.
+        """
+        supervision = needed("supervision", "Prediction.to_supervision")
+        masks = np.stack([*masks_of(self)]) if len(self) and self.has("pred_masks") else None
+        return supervision.Detections(
+            xyxy=self.pred_boxes.tensor.cpu().numpy().reshape(-1, 4),
+            mask=masks,
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.pred_classes.cpu().numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
     def save(self, path: str | os.PathLike) -> None:
-        """Write the drawing or, where the file ends with .json, what :meth:`to_coco` gives.
+        """Write what the suffix says.
+
+        ``.png``, ``.jpg`` and other formats of images: the drawing. ``.tif`` or ``.masks.png``: a
+        label image. ``.zip``: ImageJ's ROIs. ``.geojson``: outlines, as QuPath reads them.
+        ``.txt``: outlines for YOLO. ``.csv``: measurements. ``.json``: what :meth:`to_coco` gives.
 
         Raises:
             OSError: the file cannot be written, or its suffix is of no known format.
+            MissingPackageError: a package is missing that writes it.
         """
-        if Path(path).suffix.lower() == ".json":
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, strict_json.dumps(self.to_coco()))
-        else:
-            write_image(path, self.draw())
+        write_result(self, path)
 
     def to(self, *args, **kwargs) -> "Prediction":
         """As of ``Instances``; what it is about comes along."""
@@ -135,4 +181,5 @@ class Prediction(Instances):
         return self._with(super().__getitem__(item))
 
     def _with(self, instances: Instances) -> "Prediction":
-        return Prediction(instances, self._image, self._class_names, self._class_ids)
+        about = self._image, self._class_names, self._class_ids, self._pixels
+        return Prediction(instances, *about)

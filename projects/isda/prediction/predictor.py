@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 
 from isda import model_zoo
 from isda.data.augmentation import ResizeShortestEdge
-from isda.data.images import ImageOptions, rgb_image
+from isda.data.images import ImageOptions, pixels_and_rgb
 from isda.engine.devices import check_device
 from isda.engine.inference import inference_autocast, load_trained
 from isda.engine.setup import load_config
@@ -118,17 +118,18 @@ class Predictor:
             ImageError: an image cannot be read, or is none.
         """
         if not isinstance(images, list | tuple):
-            return self._predict([rgb_image(images, channels, self.image_options)])[0]
+            return self._predict([pixels_and_rgb(images, channels, self.image_options)])[0]
         predictions = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            pixels = [rgb_image(image, channels, self.image_options) for image in batch]
-            predictions += self._predict(pixels)
+            read = [pixels_and_rgb(image, channels, self.image_options) for image in batch]
+            predictions += self._predict(read)
         return predictions
 
     @torch.no_grad()
-    def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        inputs = [self._input(image) for image in images]
+    def _predict(self, images: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Prediction]:
+        """Of images in their own numbers, and as RGB."""
+        inputs = [self._input(rgb) for _, rgb in images]
         outputs: list[Any] = [None] * len(inputs)
         with self._autocast():
             for indices in _of_one_size(inputs):
@@ -136,11 +137,11 @@ class Predictor:
                 for index, instances in zip(indices, found, strict=True):
                     outputs[index] = instances
         predictions = []
-        for image, instances in zip(images, outputs, strict=True):
+        for (pixels, image), instances in zip(images, outputs, strict=True):
             instances = instances.to("cpu")
             if self.threshold > 0:
                 instances = confident(instances, self.threshold)
-            predictions.append(Prediction(instances, image, *self.classes))
+            predictions.append(Prediction(instances, image, *self.classes, pixels))
         return predictions
 
     def _input(self, image: np.ndarray) -> dict:

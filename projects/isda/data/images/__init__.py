@@ -8,10 +8,12 @@ from isda.data.images.reading import (
     first_plane,
     is_constant,
     is_turned,
+    pixels_and_rgb,
     read_image,
     read_numbers,
     read_pixels,
     rgb_image,
+    to_rgb,
 )
 
 __all__ = [
@@ -25,9 +27,11 @@ __all__ = [
     "first_plane",
     "is_constant",
     "is_turned",
+    "pixels_and_rgb",
     "read_image",
     "read_numbers",
     "read_pixels",
     "rgb_image",
     "to_8_bits",
+    "to_rgb",
 ]

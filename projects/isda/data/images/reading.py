@@ -24,8 +24,10 @@ __all__ = [
     "is_turned",
     "read_image",
     "read_numbers",
+    "pixels_and_rgb",
     "read_pixels",
     "rgb_image",
+    "to_rgb",
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,14 +56,28 @@ def read_image(file_name: str, format: str, options: ImageOptions = DEFAULT_OPTI
             channels of which none is named.
     """
 
-    pixels = to_8_bits(read_pixels(file_name, options), file_name, options.intensity)
+    return _formatted(_visible(read_pixels(file_name, options), file_name, options), format)
+
+
+def to_rgb(pixels: np.ndarray, name: str, options: ImageOptions) -> np.ndarray:
+    """``(H, W, 3)`` uint8 RGB of what :func:`read_pixels` returned for the image ``name``.
+
+    Raises:
+        ImageError: a pixel is not finite.
+    """
+    return _formatted(_visible(pixels, name, options), "RGB")
+
+
+def _visible(pixels: np.ndarray, file_name: str, options: ImageOptions) -> np.ndarray:
+    """As 8 bits; warns where there is nothing to see."""
+    pixels = to_8_bits(pixels, file_name, options.intensity)
     if is_constant(pixels) and file_name not in _constant:
         _constant.add(file_name)
         logger.warning(
             f"{file_name}: all pixels are equal, so there is nothing to see: is it the page, the "
             "channel, the file that is meant?"
         )
-    return _formatted(pixels, format)
+    return pixels
 
 
 def read_pixels(file_name: str, options: ImageOptions = DEFAULT_OPTIONS) -> np.ndarray:
@@ -202,13 +218,27 @@ def rgb_image(
     Raises:
         ImageError: the image cannot be read, or is not of these kinds.
     """
+    return pixels_and_rgb(image, channels, options)[1]
+
+
+def pixels_and_rgb(
+    image: str | os.PathLike | Image.Image | np.ndarray | Tensor,
+    channels: str = "RGB",
+    options: ImageOptions = DEFAULT_OPTIONS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image in its own numbers, ``(H, W)`` or ``(H, W, 3)``, and as :func:`rgb_image` gives it.
+
+    Raises:
+        ImageError: as of :func:`rgb_image`.
+    """
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels must be 'RGB' or 'BGR', got {channels!r}")
     if isinstance(image, str | os.PathLike):
-        return read_image(os.fspath(image), "RGB", options)
+        pixels = read_pixels(os.fspath(image), options)
+        return pixels, to_rgb(pixels, os.fspath(image), options)
     if isinstance(image, Image.Image):
         pixels = picture_pixels(image, "the picture", options)
-        return _formatted(to_8_bits(pixels, "the picture", options.intensity), "RGB")
+        return pixels, _formatted(to_8_bits(pixels, "the picture", options.intensity), "RGB")
     if isinstance(image, Tensor):
         image = _channels_last(image)
     elif not isinstance(image, np.ndarray):
@@ -218,11 +248,13 @@ def rgb_image(
         )
     if image.dtype.kind not in "buif":
         raise ImageError(f"an array of type {image.dtype} is no image: it must hold numbers")
-    pixels = _three_channels(image)
+    original = pixels = _three_channels(image)
     if pixels.dtype != np.uint8:
         whole = _bytes_in_other_types(pixels)
         pixels = to_8_bits(pixels, "the array", options.intensity) if whole is None else whole
-    return pixels if channels == "RGB" else pixels[..., ::-1]
+    order = slice(None) if channels == "RGB" else slice(None, None, -1)
+    is_grey = image.ndim == 2 or image.shape[2] == 1
+    return original[..., 0] if is_grey else original[..., order], pixels[..., order]
 
 
 def _channels_last(image: Tensor) -> np.ndarray:
