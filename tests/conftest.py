@@ -1,7 +1,5 @@
-import importlib
 import logging
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +19,9 @@ def pytest_configure(config):
 @pytest.fixture
 def careful_pycocotools(monkeypatch):
     """A pycocotools that raises where our checks let through what they should stop."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    importlib.import_module("careful_pycocotools").install(monkeypatch)
+    import careful_pycocotools
+
+    careful_pycocotools.install(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

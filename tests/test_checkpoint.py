@@ -1,7 +1,5 @@
 import os
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +7,11 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
+from small_models import small_model as small_isda
 from torch import nn
 
 from isda.checkpoint import Checkpointer, WeightsError, report_weights
 from isda.engine.steps import averaged_model
-
-sys.path.append(str(Path(__file__).parent))
-from small_models import small_model as small_isda
 
 
 def small_model(num_classes=3):

@@ -3,18 +3,18 @@
 import functools
 import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from recording import keys_read
 
 from isda import add_config
 from isda.checkpoint import Checkpointer
 from isda.engine import precision
 from isda.engine.architectures import node_with_classes
+from isda.engine.config_keys import flattened
 from isda.engine.custom_data import use_custom_data
 from isda.engine.inference import inference_autocast
 from isda.engine.setup import (
@@ -394,50 +394,19 @@ def test_models_of_nuclei_can_be_finetuned(kind, trained):
     assert ours == theirs
 
 
-def flat_keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from flat_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-class Recording(CfgNode):
-    """A node that notes the whole name of each key that is read from it or from its copies."""
-
-    read: ClassVar[set[str]] = set()
-
-    def __getitem__(self, key):
-        self.read.add(f"{self.__dict__['_prefix']}{key}")
-        return super().__getitem__(key)
-
-
-def recording(cfg: CfgNode, prefix: str = "") -> Recording:
-    node = Recording()
-    node.__dict__["_prefix"] = prefix
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            value = recording(value, f"{prefix}{key}.")
-        dict.__setitem__(node, key, value)
-    return node
-
-
-def keys_read(cfg: CfgNode) -> set[str]:
-    """Whole names of what a training and an inference read; checks of values do not count."""
-    Recording.read.clear()
-    cfg = recording(cfg)
+def run(cfg: CfgNode) -> None:
+    """All of a training and an inference that reads keys; checks of values do not count."""
     use_custom_data(cfg)
     trainer = Trainer(cfg)
     trainer._settle_precision()
     inference_autocast(cfg, trainer.model)
-    return set(Recording.read)
 
 
 def added_keys() -> set[str]:
     cfg = get_cfg()
-    before = set(flat_keys(cfg))
+    before = set(flattened(cfg))
     add_config(cfg)
-    return set(flat_keys(cfg)) - before
+    return set(flattened(cfg)) - before
 
 
 # Everything that is off until it is asked for, and each kind of backbone and augmentation once.
@@ -472,7 +441,7 @@ def test_every_key_is_read(tmp_path, datasets, monkeypatch):
         cfg = small_config(Path(path), tmp_path)
         cfg.defrost()
         cfg.merge_from_list(opts)
-        read |= keys_read(cfg)
+        read |= keys_read(cfg, run)
     assert sorted(added - read) == []
 
 
@@ -486,6 +455,6 @@ def test_a_key_that_only_shares_its_last_name_is_found_unread(tmp_path, datasets
     for key in unread:
         node, _, name = key.rpartition(".")
         functools.reduce(getattr, node.split("."), cfg)[name] = 1.0
-    read = keys_read(cfg)
+    read = keys_read(cfg, run)
     assert not read & set(unread)
     assert {"MODEL.ISDA.MASK_WEIGHT", "SOLVER.EPOCHS", "MODEL.ISDA.HIDDEN_DIM"} <= read

@@ -4,15 +4,12 @@ import importlib.util
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.append(str(Path(__file__).parent / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
+from PIL import Image
 
 from isda import cli
 from isda.cli.arguments import argument_parser

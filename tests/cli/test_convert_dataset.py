@@ -1,12 +1,9 @@
 """From other tools' annotations to a folder that can be trained on."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "data/formats"))
 from examples_of_formats import labelme, photo, polygon_region, shape, via_content
 
 from isda import cli

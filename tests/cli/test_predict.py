@@ -16,9 +16,6 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
 from toys import toy_config
 
 from isda import add_config, cli

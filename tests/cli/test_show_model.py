@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from toys import BOXES, ISTR, toy_config, toy_data
 
 from isda import cli
 from isda.inspection.pictures import weights_of
 from isda.prediction.predictor import Predictor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
-from toys import BOXES, ISTR, toy_config, toy_data
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 PROGRAM = Path(__file__).parents[2] / "train_net.py"
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.solver import build_lr_scheduler
-from recording import keys_read
+from recording import changed, keys_read
 from toys import (
     BLENDMASK,
     CHANNELS,
@@ -164,17 +164,6 @@ def test_what_the_sampler_reads(tmp_path, name):
     read = keys_read(cfg, lambda recorded: build_sampler(recorded, dicts))
     for key in ("DATALOADER.REPEAT_THRESHOLD", "DATALOADER.REPEAT_SQRT"):
         assert is_idle(cfg, key) == (key not in read)
-
-
-def changed(value):
-    """Another value of the same type."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + (1 if isinstance(value, int) else 0.25)
-    if isinstance(value, str):
-        return {"smooth_l1": "giou"}.get(value, value)
-    return value
 
 
 @pytest.mark.parametrize(

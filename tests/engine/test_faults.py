@@ -30,7 +30,7 @@ pytestmark = [
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("toy_program.py")
+PROGRAM = Path(__file__).parents[1] / "helpers/toy_program.py"
 KILLS = 20
 STARTED = "Starting training from iteration"
 TRAINING = (
@@ -47,7 +47,7 @@ class Program(subprocess.Popen):
     def __init__(self, command: list, log: Path):
         self.log = log
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        env["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parent), *sys.path])
+        env["PYTHONPATH"] = os.pathsep.join(sys.path)
         with log.open("w") as file:
             super().__init__(
                 list(map(str, command)),

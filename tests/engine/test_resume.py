@@ -52,7 +52,7 @@ def test_killed_and_resumed_equals_straight(tmp_path, method):
     overrides = (*OVERRIDES, *method)
     train(toy_config(straight, *overrides))
 
-    script = Path(__file__).with_name("killed_training.py")
+    script = Path(__file__).parents[1] / "helpers/killed_training.py"
     command = [sys.executable, script, broken, tmp_path, 3, *overrides]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)

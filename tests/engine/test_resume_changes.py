@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from test_config_keys import changed
+from recording import changed
 from toys import call, register_toy_data, same_weights, toy_config, toy_data
 
 from isda.checkpoint import Checkpointer, WeightsError, open_last_checkpoint

@@ -47,7 +47,7 @@ def outcome(tmp_path_factory):
     toy_data(data, sizes=[(64, 64)])
     poisoned = ["a.png", "b.png", "poison.png", "c.png"]
     toy_data(data, "poisoned", file_names=poisoned, sizes=[(64, 64)])
-    script, port = Path(__file__).with_name("two_processes.py"), free_port()
+    script, port = Path(__file__).parents[1] / "helpers/two_processes.py", free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(output), str(data)],

@@ -1,16 +1,10 @@
 """Predictors of toy models whose attention is not that of a fresh model."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
 from toys import BOXES, ISTR, toy_config
 
 from isda.prediction.predictor import Predictor

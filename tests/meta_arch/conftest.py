@@ -1,8 +1,5 @@
 """A tiny ISDA, a tiny ISTR and inputs for them."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,8 +20,6 @@ from isda.modeling.reference_boxes import ReferenceBoxes
 from isda.modeling.refinement import LearnedQueries, RefinementHead, RefinementStep, build_pooler
 from isda.training.criterion import EmbeddingCriterion, MaskCriterion
 from isda.training.matching import EmbeddingMatcher, MaskMatcher
-
-sys.path.append(str(Path(__file__).parents[1]))  # for small_models
 
 NAMES = ["res2", "res3", "res4", "res5"]
 

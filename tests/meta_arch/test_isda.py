@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from gradients import backward, without_gradient
 from torch import nn
 
 from isda import add_isda_config
@@ -28,22 +29,6 @@ def small_config():
     cfg.MODEL.ISDA.MASK_HEAD_DIM = cfg.MODEL.ISDA.MASK_DIM = 32
     cfg.MODEL.ISDA.DROPOUT = 0.0
     return cfg
-
-
-def backward(model, batched_inputs):
-    """Losses of one training step, which must all be finite and leave finite gradients."""
-    losses = model(batched_inputs)
-    assert all(loss.isfinite() for loss in losses.values()), losses
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-    return losses
-
-
-def without_gradient(model):
-    return {n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()}
 
 
 def mask_branch(model):

@@ -9,6 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from gradients import backward, without_gradient
 from torch import nn
 
 from isda import add_istr_config
@@ -42,22 +43,6 @@ def small_config():
     cfg.MODEL.ISTR.FEEDFORWARD_DIM = 48
     cfg.MODEL.ISTR.DYNAMIC_DIM = 8
     return cfg
-
-
-def backward(model, batched_inputs):
-    """Losses of one training step, which must all be finite and leave finite gradients."""
-    losses = model(batched_inputs)
-    assert all(loss.isfinite() for loss in losses.values()), losses
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-    return losses
-
-
-def without_gradient(model):
-    return {n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()}
 
 
 def with_other_boxes(model):

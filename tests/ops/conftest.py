@@ -1,14 +1,8 @@
-import sys
-from pathlib import Path
-
 import pytest
+from problems import needs_cuda, needs_gpu, needs_native
 
-sys.path.append(str(Path(__file__).parent))  # for problems
-
-from problems import needs_cuda, needs_gpu, needs_native  # noqa: E402
-
-from isda import ops  # noqa: E402
-from isda.ops import bags  # noqa: E402
+from isda import ops
+from isda.ops import bags
 
 
 @pytest.fixture(

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
+from small_models import random_image, small_config, small_model
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -18,9 +18,6 @@ from isda.modeling.folding import fold_norms
 from isda.modeling.refinement import build_pooler
 from isda.prediction.compilation import compile_inference
 from isda.prediction.predictor import Predictor
-
-sys.path.append(str(Path(__file__).parent))
-from small_models import random_image, small_config, small_model
 
 SIZES = {
     "isda": [(131, 170), (230, 97)],

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +10,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from PIL import Image
+from small_models import random_image, small_model
 from torch import Tensor, nn
 
 from isda.prediction import export
 from isda.prediction.compilation import compile_inference
-
-sys.path.append(str(Path(__file__).parent))
-from small_models import random_image, small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 # With and without padding; none is the example's; the first has fewer tokens than isda_boxes has

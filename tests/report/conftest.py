@@ -1,12 +1,8 @@
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from examples_of_reports import coco_content, coco_results, make_training  # noqa: E402
+from examples_of_reports import coco_content, coco_results, make_training
 
 
 @pytest.fixture

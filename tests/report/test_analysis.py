@@ -1,13 +1,10 @@
 """The page on a data set: its numbers, its pictures, and that it is whole by itself."""
 
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "data/analysis"))
 from examples_of_datasets import annotation, box, content, write
 
 from isda.data.analysis import Analysis, examine

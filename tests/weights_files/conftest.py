@@ -1,11 +1,4 @@
-import sys
-from pathlib import Path
-
 import pytest
-
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))  # for strangers
-sys.path.append(str(HERE.parent / "engine"))  # for toys
 
 
 @pytest.fixture(autouse=True)

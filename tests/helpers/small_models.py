@@ -9,7 +9,7 @@ from torch import nn
 
 from isda.engine.setup import load_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs/shapes"
 ISDA = [
     *("MODEL.ISDA.HIDDEN_DIM", "32", "MODEL.ISDA.ENCODER_LAYERS", "1"),

@@ -1,11 +1,11 @@
-"""A configuration that notes which of its keys are read."""
+"""Configurations under test: one that notes which of its keys are read, and other values."""
 
 from collections.abc import Callable
 from typing import ClassVar
 
 from detectron2.config import CfgNode
 
-__all__ = ["Recording", "keys_read", "recording"]
+__all__ = ["Recording", "changed", "keys_read", "recording"]
 
 
 class Recording(CfgNode):
@@ -35,3 +35,14 @@ def keys_read(cfg: CfgNode, action: Callable[[CfgNode], object]) -> set[str]:
     Recording.read.clear()
     action(recording(cfg))
     return set(Recording.read)
+
+
+def changed(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + (1 if isinstance(value, int) else 0.25)
+    if isinstance(value, str):
+        return {"smooth_l1": "giou"}.get(value, value)
+    return value
