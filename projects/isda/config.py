@@ -357,6 +357,13 @@ def _add_solver(cfg: CN) -> None:
     cfg.TEST.AMP = CN({"ENABLED": False})
     cfg.TEST.AMP.DTYPE = "bfloat16"  # or "float16"
     cfg.TEST.AMP.IF_SLOWER = "float32"  # or "keep"
+    # Large images in overlapping windows: "off", "auto" (those that would be shrunk more than
+    # twice), "on" (all that are larger than a window).
+    cfg.TEST.TILES = CN({"MODE": "off"})
+    # Shorter side of the images of the training, pixels: windows are scaled as these were. 0: not
+    # known; a training takes the median of its images, prediction the pixels as they are.
+    cfg.TEST.TILES.IMAGE_SIZE = 0
+    cfg.TEST.TILES.OVERLAP = 0.12  # least share of a window that is a neighbour's as well
     cfg.SOLVER.EMA = CN({"ENABLED": False})
     cfg.SOLVER.EMA.DECAY = 0.9998
     # The training ends when the mask AP of so many evaluations in a row is not the best; 0: never.
