@@ -5,9 +5,11 @@ Pillow takes the first page, and changes the numbers of many: real ones above 1,
 of the values that a plane has per pixel.
 """
 
+import dataclasses
 import importlib.util
 import logging
 import math
+import sys
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
@@ -125,6 +127,21 @@ class Tiff:
         if pixels.dtype == np.bool_ and not is_shown:
             pixels = _shown(pixels, page)
         return oriented(pixels, self._turn(page))
+
+    def plain_page(self, options: ImageOptions) -> "TiffPage | None":
+        """The file's page whose bytes are the page's pixels; None where more is to be done to them.
+
+        Raises:
+            ImageError: as of :meth:`read`; no number of pixels is too large.
+        """
+        page = self._page(dataclasses.replace(options, max_pixels=sys.maxsize))
+        frame, axes = _containing(page)
+        if frame is None or axes not in ("YX", "YXS") or frame.dtype != np.uint8:
+            return None
+        colours = "MINISBLACK" if axes == "YX" else "RGB"
+        is_plain = frame.photometric.name == colours and frame.compression != _JPEG
+        is_plain = is_plain and options.channel < 0 and page.size("S") in (1, 3, 4)
+        return frame if is_plain and self._turn(page) == 1 else None
 
     def _turn(self, page: _Page) -> int:
         return _orientation(page.series.keyframe)
