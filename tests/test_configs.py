@@ -25,6 +25,7 @@ from isda.engine.setup import (
     resolve_schedule,
 )
 from isda.engine.trainer import Trainer
+from isda.tiles.plan import TilePlan
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.yaml"))
@@ -400,6 +401,7 @@ def run(cfg: CfgNode) -> None:
     trainer = Trainer(cfg)
     trainer._settle_precision()
     inference_autocast(cfg, trainer.model)
+    TilePlan.from_config(cfg)
 
 
 def added_keys() -> set[str]:

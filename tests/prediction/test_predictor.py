@@ -431,7 +431,10 @@ def test_encoded_and_dense_masks_are_the_same(tmp_path, monkeypatch, architectur
     else:
         predictor = mask_rcnn_predictor(tmp_path)
     dense = predictor(photo(150, 210))
-    (plain,) = predictor.model([predictor._input(photo(150, 210))])
+    pixels = photo(150, 210)[..., :: 1 if predictor.format == "RGB" else -1]
+    seen = predictor.resize.get_transform(pixels).apply_image(pixels).transpose(2, 0, 1)
+    inputs = {"image": torch.from_numpy(seen.astype(np.float32)), "height": 150, "width": 210}
+    (plain,) = predictor.model([inputs])
     assert torch.equal(plain["instances"].pred_masks, dense.pred_masks)
     assert torch.equal(plain["instances"].pred_boxes.tensor, dense.pred_boxes.tensor)
     monkeypatch.setattr(postprocessing, "_DENSE_PIXELS", 10_000)

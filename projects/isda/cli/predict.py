@@ -29,6 +29,7 @@ from isda.prediction.files import (
     find_images,
     format_of,
     make_folders,
+    needs_pixels,
     sort_outputs,
     split_outputs,
     targets_of,
@@ -91,6 +92,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of images with several channels the one that is meant, from 0, as a grey image",
     )
+    parser.add_argument(
+        "--tiles",
+        nargs="?",
+        const="auto",
+        type=tiles_argument,
+        metavar="auto|on|PIXELS",
+        help="cut large images into overlapping windows at the scale of the training: auto, also "
+        "meant without a value, those that would be shrunk more than twice; on all that are larger "
+        "than a window; PIXELS as on, for a model that was trained on images of so many pixels "
+        "along the shorter side (default: TEST.TILES of the config, off)",
+    )
     parser.add_argument("--no-labels", action="store_true", help="masks without names and scores")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs; comes last"
@@ -104,6 +116,15 @@ def page_number(text: str) -> int | str:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 nor all")
     return int(text)
+
+
+def tiles_argument(text: str) -> str | int:
+    """The value of ``--tiles``, as ``Predictor`` takes it."""
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    if text not in ("off", "auto", "on"):
+        raise argparse.ArgumentTypeError(f"auto, on, off or a number of pixels, got '{text}'")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,7 +148,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         cfg = load_config(args.config_file, args.opts)
     choose_pixels(cfg, args)
-    predictor = Predictor(cfg)
+    args.tiles = args.tiles or cfg.TEST.TILES.MODE
+    predictor = Predictor(cfg, threshold=args.confidence_threshold, tiles=args.tiles)
     if args.input:
         return 1 if run_on_images(predictor, args) else 0
     run_on_video(predictor, args)
@@ -226,16 +248,32 @@ def run_on_images(predictor, args: argparse.Namespace) -> int:
     shows = not args.output
     speed = Speed()
 
+    def windows(page: Page):
+        """A reader of the windows of what is too large to be read at once, if it is to be cut."""
+        if args.tiles in (None, "off"):
+            return contextlib.nullcontext()
+        return predictor.windows_of(page.path, page.options)
+
     def predict(page: Page, image_targets: list[Target]) -> bool:
         """Whether to go on: nobody has pressed Escape."""
-        pixels = page.read()
-        image = to_rgb(pixels, str(page.path), page.options)
-        with speed.measured():
-            instances = predictor(image)
+        written = [path for target in image_targets for path in target.paths(page.number)]
+        with windows(page) as reader:
+            if reader is None:
+                pixels = page.read()
+                image = to_rgb(pixels, str(page.path), page.options)
+                with speed.measured():
+                    instances = predictor(image)
+            else:
+                if shows or outputs.table or any(map(needs_pixels, written)):
+                    raise ValueError(
+                        "too large to be drawn or measured: give --output FILE.json or FILE.geojson"
+                    )
+                pixels = None
+                with speed.measured():
+                    instances = predictor.of_windows(reader)
         instances = confident(instances, args.confidence_threshold)
         results.add(str(page.path), instances, **page.fields)
         table.add(str(page.path), instances, pixels, **page.fields)
-        written = [path for target in image_targets for path in target.paths(page.number)]
         for path in written:
             write_result(instances, path, pixels, with_labels=not args.no_labels)
         print(progress, f"{page.label}{len(instances)} instances{places_of(written)}")

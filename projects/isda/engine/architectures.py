@@ -14,6 +14,7 @@ __all__ = [
     "check_node",
     "check_trainable",
     "has_masks",
+    "most_instances",
     "node_requirements",
     "node_with_classes",
 ]
@@ -106,6 +107,14 @@ def has_masks(cfg: CfgNode) -> bool:
     """Whether the model predicts masks, and not boxes only."""
     known = architecture(cfg)
     return cfg.MODEL.MASK_ON if known == "GeneralizedRCNN" else known != "RetinaNet"
+
+
+def most_instances(cfg: CfgNode) -> int:
+    """How many instances the model finds in an image at most."""
+    node = node_with_classes(cfg)
+    queries = cfg.MODEL[node].get("NUM_QUERIES") if node else None
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    return min(limit, queries) if queries else limit
 
 
 def check_trainable(cfg: CfgNode) -> None:

@@ -16,6 +16,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 
 from isda.engine.architectures import has_masks
+from isda.engine.coco_results import coco_results
 from isda.files import replaced_files
 
 __all__ = ["PREDICTIONS", "CheckedCOCOEvaluator", "build_evaluator", "evaluation_folder"]
@@ -37,7 +38,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     """The evaluator that belongs to the data set's ``evaluator_type``.
 
     COCO's AP looks at the 100 best detections of an image. Where ``TEST.DETECTIONS_PER_IMAGE``
-    allows more, because images hold more instances than that, so does the evaluation.
+    allows more, because images hold more instances than that, so does the evaluation. With
+    ``TEST.TILES`` it looks at all, as each window may have so many.
 
     Raises:
         ImportError: a package that the evaluation needs is not installed.
@@ -54,6 +56,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
             tasks,
             output_dir=output_folder,
             max_dets_per_image=limit if limit > _COCO_MAX_DETECTIONS else None,
+            all_detections=cfg.TEST.TILES.MODE != "off",
         )
     if kind == "lvis":
         _require("lvis", dataset_name)
@@ -93,7 +96,24 @@ class CheckedLVISEvaluator(_WholeFiles, LVISEvaluator):
 
 
 class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
-    """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault."""
+    """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault.
+
+    It keeps masks that are encoded as they are.
+    """
+
+    def __init__(self, *args, all_detections: bool = False, **kwargs):
+        """
+        Args:
+            all_detections: AP takes as many detections of each image as the richest one has.
+        """
+        super().__init__(*args, **kwargs)
+        self._all_detections = all_detections
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Of each image, as Detectron2 calls it."""
+        for x, output in zip(inputs, outputs, strict=True):
+            found = coco_results(output["instances"], x["image_id"])
+            self._predictions.append({"image_id": x["image_id"], "instances": found})
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
         predictions, number = _finite(predictions)
@@ -103,6 +123,14 @@ class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
                 "the training diverge?",
                 self._metadata.name,
                 number,
+            )
+        if self._all_detections:
+            most = max(len(found.get("instances", ())) for found in predictions)
+            self._max_dets_per_image[2] = max(most, self._max_dets_per_image[2])
+            logger.info(
+                "%s: AP of the best %d detections of each image, which are all",
+                self._metadata.name,
+                self._max_dets_per_image[2],
             )
         for problem in id_problems(self._coco_api.dataset, predictions, self._category_ids()):
             logger.warning("%s: %s", self._metadata.name, problem)

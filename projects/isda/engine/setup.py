@@ -29,6 +29,7 @@ from isda.data.images import INTENSITY_RULES, check_intensity
 from isda.engine.architectures import (
     check_node,
     check_trainable,
+    has_masks,
     node_requirements,
     node_with_classes,
 )
@@ -48,6 +49,7 @@ from isda.requirements import (
     one_of,
     violation,
 )
+from isda.tiles.plan import MODES, MOST_OVERLAP
 from isda.training.optimizer import CLIP_TYPES
 
 __all__ = [
@@ -484,6 +486,9 @@ REQUIREMENTS = {
     "TEST.EVAL_EPOCHS": NOT_NEGATIVE,
     "TEST.EVAL_PERIOD": NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": COUNT,
+    "TEST.TILES.MODE": one_of(*MODES),
+    "TEST.TILES.IMAGE_SIZE": NOT_NEGATIVE,
+    "TEST.TILES.OVERLAP": (lambda value: 0 <= value <= MOST_OVERLAP, "from 0 to 0.25"),
     "TEST.PRECISE_BN.ENABLED": (lambda value: not value, "False: this trainer has no precise BN"),
     "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
     "MODEL.WEIGHTS_MIN_MATCHED": SHARE,
@@ -552,6 +557,11 @@ def _check_combinations(cfg: CfgNode, world_size: int) -> None:
         raise ConfigError(
             "SOLVER.EARLY_STOP.PATIENCE counts evaluations: it needs DATASETS.TEST, and "
             "TEST.EVAL_EPOCHS above 0"
+        )
+    if cfg.TEST.TILES.MODE != "off" and not has_masks(cfg):
+        raise ConfigError(
+            f"TEST.TILES.MODE is {cfg.TEST.TILES.MODE}: windows are merged by masks, and the model "
+            "has none: set it to off"
         )
     steps = list(solver.STEP_EPOCHS)
     if solver.EPOCHS > 0 and (steps != sorted(steps) or any(s >= solver.EPOCHS for s in steps)):

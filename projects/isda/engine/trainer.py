@@ -2,6 +2,7 @@
 
 import logging
 import os
+import statistics
 import sys
 import weakref
 from collections import OrderedDict
@@ -42,6 +43,7 @@ from isda.engine.random_state import preserved_random_state, random_state, set_r
 from isda.engine.resuming import saved_config
 from isda.engine.setup import resolve_schedule
 from isda.engine.steps import StepTrainer, averaged_model
+from isda.engine.tiled_inference import TiledModel
 from isda.files import remove_partial_files, write_text
 from isda.modeling.folding import fold_norms
 from isda.training.optimizer import build_gradient_clipper, build_optimizer
@@ -68,7 +70,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)  # DefaultTrainer's own would build Detectron2's parts
         dicts = _main_process_first(lambda: training_dicts(cfg))
         self._given_config = cfg.dump()  # before epochs are resolved, for comparison on --resume
-        self.cfg = cfg = _with_schedule(cfg, len(dicts))
+        self.cfg = cfg = _completed(cfg, dicts)
         if comm.is_main_process():
             warn_of_ceiling(cfg, dicts)
         model = self.build_model(cfg)
@@ -140,7 +142,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """The images of ``dataset_name``, one at a time."""
+        """The images of ``dataset_name``, one at a time; unscaled where some are to be cut."""
+        if cfg.TEST.TILES.MODE != "off":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.MIN_SIZE_TEST = 0  # TiledModel scales
         return _main_process_first(
             lambda: build_detection_test_loader(
                 # Not from cfg, whose files of proposals Detectron2 would unpickle.
@@ -157,9 +163,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
-        """Detectron2's, in the precision of ``TEST.AMP``."""
+        """Detectron2's, in the precision of ``TEST.AMP``, with the windows of ``TEST.TILES``."""
+        model = fold_norms(model)
+        if cfg.TEST.TILES.MODE != "off":
+            return super().test(cfg, TiledModel(cfg, model), evaluators)
         with inference_autocast(cfg, model):
-            return super().test(cfg, fold_norms(model), evaluators)
+            return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Timing, schedule, checkpoints, evaluation, best model, early stop, in this order."""
@@ -311,11 +320,14 @@ def _distributed(model: nn.Module) -> nn.Module:
     return create_ddp_model(model, broadcast_buffers=False, **devices)
 
 
-def _with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """A copy with epochs resolved, which also replaces OUTPUT_DIR/config.yaml."""
+def _completed(cfg: CfgNode, dicts: list[dict]) -> CfgNode:
+    """A copy with epochs and image size resolved, which also replaces OUTPUT_DIR/config.yaml."""
     cfg = cfg.clone()
     cfg.defrost()
-    resolve_schedule(cfg, num_images)
+    resolve_schedule(cfg, len(dicts))
+    sides = [min(x["height"], x["width"]) for x in dicts if "height" in x and "width" in x]
+    if cfg.TEST.TILES.IMAGE_SIZE == 0 and sides:
+        cfg.TEST.TILES.IMAGE_SIZE = int(statistics.median_low(sides))
     cfg.freeze()
     if comm.is_main_process():
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)

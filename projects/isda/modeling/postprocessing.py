@@ -31,6 +31,7 @@ __all__ = [
     "binary_masks",
     "boxed_instances",
     "encode_masks",
+    "fits_in_memory",
     "mask_windows",
     "maskness",
     "masks_to_boxes",
@@ -99,7 +100,7 @@ def select_instances(
     kernels, features = kernels.float(), features.float()
     sizes = (padded_size, image_size, output_size)
     # One by one, masks would leave a GPU idle.
-    dense = features.device.type != "cpu" and _fits(len(queries), output_size)
+    dense = features.device.type != "cpu" and fits_in_memory(len(queries), output_size)
     if ellipse and not dense and _divide(features.shape[1:], padded_size):
         windows, insides = _in_windows(kernels, features, sizes, threshold, keep_largest_component)
         scores = scores * insides[rows]
@@ -134,7 +135,7 @@ def paste_rows(
         sizes: (height, width) of the padded image, of the image in it, and of the results.
     """
     # One by one, masks would leave a GPU idle.
-    if probs.device.type == "cpu" or not _fits(len(rows), sizes[-1]):
+    if probs.device.type == "cpu" or not fits_in_memory(len(rows), sizes[-1]):
         return _gathered(mask_windows(probs, *sizes, threshold), rows, sizes[-1])
     masks = paste_masks(probs, *sizes, threshold)
     occupied = masks.flatten(1).any(dim=1)[rows]
@@ -148,7 +149,7 @@ def _gathered(
     """Masks and boxes of those ``rows`` of ``windows`` that are not empty; which are not, bool."""
     occupied = rows.new_tensor([window.mask.numel() > 0 for window in windows], dtype=torch.bool)
     occupied = occupied[rows]
-    fits = _fits(len(rows), size)
+    fits = fits_in_memory(len(rows), size)
     windows = [windows[row] for row in rows[occupied].tolist()]
     boxes = rows.new_tensor([window.box for window in windows], dtype=torch.float32)
     return (_filled if fits else _encoded)(windows, size), Boxes(boxes.view(-1, 4)), occupied
@@ -261,7 +262,7 @@ def boxed_instances(
         output_size: ``(height, width)`` of the masks to return.
         threshold: a pixel is in a mask when its probability is at least this.
     """
-    if not instances.has("pred_masks") or _fits(len(instances), output_size):
+    if not instances.has("pred_masks") or fits_in_memory(len(instances), output_size):
         return detector_postprocess(instances, *output_size, mask_threshold=threshold)
     parts = []
     for index in range(len(instances)):
@@ -271,7 +272,7 @@ def boxed_instances(
     return Instances.cat(parts)
 
 
-def _fits(count: int, size: tuple[int, int]) -> bool:
+def fits_in_memory(count: int, size: tuple[int, int]) -> bool:
     return count * size[0] * size[1] <= _DENSE_PIXELS
 
 
@@ -304,7 +305,7 @@ def binary_masks(
 ) -> Tensor | RLEMasks:
     """All of n masks, empty ones too: as :func:`paste_masks`, or encoded where they are large."""
     sizes = (padded_size, image_size, output_size)
-    fits = _fits(len(probs), output_size)
+    fits = fits_in_memory(len(probs), output_size)
     if fits and probs.device.type != "cpu":  # one by one, masks would leave a GPU idle
         return paste_masks(probs, *sizes, threshold, aligned)
     windows = mask_windows(probs, *sizes, threshold, aligned=aligned)

@@ -16,6 +16,7 @@ __all__ = [
     "find_images",
     "format_of",
     "make_folders",
+    "needs_pixels",
     "sort_outputs",
     "split_outputs",
     "targets_of",
@@ -49,6 +50,11 @@ def format_of(path: str | os.PathLike) -> str:
     """
     name = os.fspath(path).lower()
     return next((form for end, form in _ENDS.items() if name.endswith(end)), "picture")
+
+
+def needs_pixels(path: str | os.PathLike) -> bool:
+    """Whether a file of this name shows or measures the image itself."""
+    return format_of(path) in ("picture", "table")
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
 from isda.data.images import rgb_image
+from isda.engine.coco_results import coco_results
 from isda.prediction.errors import needed
 from isda.prediction.results import write_result
 from isda.prediction.results.label_image import label_image
 from isda.prediction.results.outlines import masks_of
 from isda.prediction.results.table import rows_of
-from isda.structures import RLEMasks
 from isda.visualization import class_labels, draw_predictions
 
 __all__ = ["Prediction"]
@@ -36,14 +35,15 @@ class Prediction(Instances):
     def __init__(
         self,
         instances: Instances,
-        image: np.ndarray,
+        image: np.ndarray | None,
         class_names: Sequence[str] | None = None,
         class_ids: Sequence[int] | None = None,
         pixels: np.ndarray | None = None,
     ):
         """
         Args:
-            image: ``(H, W, 3)`` uint8 RGB, which they were found in; kept, not copied.
+            image: ``(H, W, 3)`` uint8 RGB, which they were found in; kept, not copied. None: it
+                was read window by window, as it is too large to be kept.
             class_names, class_ids: of the model's classes, and their ids in COCO's JSON.
             pixels: ``(H, W)`` or ``(H, W, 3)``, the image in the numbers that it came in; None:
                 ``image``.
@@ -53,8 +53,8 @@ class Prediction(Instances):
         self._pixels = image if pixels is None else pixels
 
     @property
-    def image(self) -> np.ndarray:
-        """``(H, W, 3)`` uint8 RGB."""
+    def image(self) -> np.ndarray | None:
+        """``(H, W, 3)`` uint8 RGB; None of a file that was read window by window."""
         return self._image
 
     @property
@@ -96,6 +96,11 @@ class Prediction(Instances):
             ValueError: ``image`` has another size.
         """
         image = self._image if image is None else rgb_image(image)
+        if image is None:
+            raise ValueError(
+                "the image was read window by window, as it is too large to be drawn as a whole: "
+                "save the instances as .json, or give draw() the image"
+            )
         if image.shape[:2] != tuple(self.image_size):
             raise ValueError(
                 f"the image to draw on has {image.shape[0]}x{image.shape[1]} pixels (height x "
@@ -112,15 +117,7 @@ class Prediction(Instances):
             and ``segmentation`` (RLE). Category ids are those of the data that the model was
             trained on or, where it does not know them, the classes counted from 1.
         """
-        boxes = Instances(self.image_size, **self.get_fields()).to("cpu")
-        masks = boxes.pred_masks if boxes.has("pred_masks") else None
-        if masks is not None:
-            boxes.remove("pred_masks")
-        results = instances_to_coco_json(boxes, image_id)
-        if masks is not None:
-            masks = masks if isinstance(masks, RLEMasks) else RLEMasks.encode(masks)
-            for result, rle in zip(results, masks.rles, strict=True):
-                result["segmentation"] = rle
+        results = coco_results(self, image_id)
         for result in results:
             number = result["category_id"]
             result["category_id"] = number + 1 if not self._class_ids else self._class_ids[number]

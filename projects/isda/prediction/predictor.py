@@ -1,32 +1,39 @@
 """A trained model applied to images."""
 
-import functools
+import contextlib
+import logging
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Instances
 
 from isda import model_zoo
 from isda.data.augmentation import ResizeShortestEdge
 from isda.data.images import ImageOptions, pixels_and_rgb
+from isda.data.window_reading import ArrayReader, FlippedReader, WindowReader, large_tiff
+from isda.engine.architectures import most_instances
 from isda.engine.devices import check_device
-from isda.engine.inference import inference_autocast, load_trained
+from isda.engine.inference import load_trained
+from isda.engine.scaled_inference import ScaledInference
 from isda.engine.setup import load_config
+from isda.engine.tiled_inference import TiledInference, check_has_masks
 from isda.modeling.folding import fold_norms
-from isda.modeling.postprocessing import boxed_instances
 from isda.prediction.compilation import compile_inference
 from isda.prediction.prediction import Prediction
+from isda.tiles.plan import SHRUNK, TilePlan
 
 __all__ = ["Predictor", "confident", "config_of", "trained_config"]
 
+logger = logging.getLogger(__name__)
+
 _THRESHOLD = 0.5
+_SURE = 0.5  # score of instances that count where a model's limit may have been reached
 _CONFIG = "config.yaml"
 _WEIGHTS = ("model_best.pth", "model_final.pth")  # the first that there is
 
@@ -49,6 +56,7 @@ class Predictor:
         class_names: of the classes, in the order of their numbers; None where nothing says them.
         classes: these names, and the ids of the categories in the data of the training.
         image_options: how image files are read; ``dataclasses.replace`` chooses another page.
+        tiles: which images are cut into windows.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class Predictor:
         threshold: float | None = None,
         batch_size: int = 1,
         compile: bool = False,
+        tiles: str | bool | int | None = None,
     ):
         """
         Args:
@@ -74,12 +83,16 @@ class Predictor:
                 needs it; what is left is rounding (1e-6 of a score on CPUs).
             compile: by ``torch.compile``, at the first image, which then takes minutes; see
                 :func:`isda.prediction.compilation.compile_inference`.
+            tiles: "auto" cuts images that would be shrunk more than twice into windows, at the
+                scale of the training, "on" all that are larger than a window; a number, such as
+                256, does so for a model that was trained on images of so many pixels along the
+                shorter side. "off" cuts none. None takes ``TEST.TILES`` of the config.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: there is no such model, training or device, an argument is out of range,
                 the weights do not hold the whole model, or it is to be compiled and of a kind
-                that cannot be.
+                that cannot be; or its windows could not be merged.
         """
         _check_numbers(threshold, batch_size)
         is_config = isinstance(source, CfgNode)
@@ -90,16 +103,25 @@ class Predictor:
         if threshold is None:
             threshold = 0.0 if is_config else _THRESHOLD
         self.threshold, self.batch_size = threshold, batch_size
+        self.tiles = TilePlan.from_config(cfg, tiles)
+        if self.tiles.mode != "off":
+            check_has_masks(cfg)
         self.model, self.classes = load_trained(cfg)
         fold_norms(self.model)
         if compile:
             compile_inference(self.model)
-        self._autocast = functools.partial(inference_autocast, cfg, self.model)
         self.class_names = self.classes.names
-        shortest = cfg.INPUT.MIN_SIZE_TEST
-        self.resize = ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
         self.format = cfg.INPUT.FORMAT
         self.image_options = ImageOptions.from_config(cfg)
+        self._inference = ScaledInference(cfg, self.model, batch_size)
+        self._tiled = TiledInference(self._inference, self.tiles, threshold=threshold)
+        self._most_instances = most_instances(cfg)
+        self._warned: set[str] = set()
+
+    @property
+    def resize(self) -> ResizeShortestEdge:
+        """What an image that is not cut goes through before the model."""
+        return self._inference.resize
 
     def __call__(self, images: Any, *, channels: str = "RGB") -> Prediction | list[Prediction]:
         """
@@ -117,6 +139,10 @@ class Predictor:
         Raises:
             ImageError: an image cannot be read, or is none.
         """
+        if isinstance(images, str | os.PathLike):
+            with self.windows_of(images) as reader:
+                if reader is not None:
+                    return self.of_windows(reader)
         if not isinstance(images, list | tuple):
             return self._predict([pixels_and_rgb(images, channels, self.image_options)])[0]
         predictions = []
@@ -126,38 +152,76 @@ class Predictor:
             predictions += self._predict(read)
         return predictions
 
-    @torch.no_grad()
+    @contextlib.contextmanager
+    def windows_of(
+        self, path: str | os.PathLike, options: ImageOptions | None = None
+    ) -> Iterator[WindowReader | None]:
+        """A reader, for :meth:`of_windows`, of a TIFF that is too large to be read at once.
+
+        It is None of any other file, and where windows are off.
+
+        Args:
+            options: how the file is read; None: as images of the training were.
+
+        Raises:
+            ImageError: as of :func:`isda.data.images.read_image`.
+        """
+        path = os.fspath(path)
+        if self.tiles.mode == "off" or not os.path.isfile(path):
+            yield None
+            return
+        with large_tiff(path, options or self.image_options) as reader:
+            yield reader if reader and self.tiles.grid(reader.shape) else None
+
+    def of_windows(self, reader: WindowReader) -> Prediction:
+        """The instances of an image that is never in the memory as a whole.
+
+        Args:
+            reader: of RGB; larger than a window.
+
+        Returns:
+            A prediction without ``image``, which can be saved as JSON.
+        """
+        pixels = reader if self.format == "RGB" else FlippedReader(reader)
+        return Prediction(self._tiled(pixels, self.tiles.grid(reader.shape)), None, *self.classes)
+
     def _predict(self, images: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Prediction]:
         """Of images in their own numbers, and as RGB."""
-        inputs = [self._input(rgb) for _, rgb in images]
-        outputs: list[Any] = [None] * len(inputs)
-        with self._autocast():
-            for indices in _of_one_size(inputs):
-                found = self._outputs([inputs[index] for index in indices])
-                for index, instances in zip(indices, found, strict=True):
-                    outputs[index] = instances
+        grids = [self.tiles.grid(rgb.shape[:2]) for _, rgb in images]
+        seen = [rgb if self.format == "RGB" else rgb[:, :, ::-1] for _, rgb in images]
+        wholes = iter(self._inference.whole([x for x, grid in zip(seen, grids) if not grid]))
         predictions = []
-        for (pixels, image), instances in zip(images, outputs, strict=True):
-            instances = instances.to("cpu")
+        for (pixels, image), x, grid in zip(images, seen, grids):
+            instances = self._tiled(ArrayReader(x), grid) if grid else next(wholes)
             if self.threshold > 0:
                 instances = confident(instances, self.threshold)
+            if not grid:
+                self._warn(image.shape[:2], instances)
             predictions.append(Prediction(instances, image, *self.classes, pixels))
         return predictions
 
-    def _input(self, image: np.ndarray) -> dict:
-        """Detectron2's dict of an ``(H, W, 3)`` RGB image."""
-        height, width = image.shape[:2]
-        channels = image if self.format == "RGB" else image[:, :, ::-1]
-        resized = self.resize.get_transform(channels).apply_image(channels)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1), np.float32))
-        return {"image": tensor, "height": height, "width": width}
+    def _warn(self, size: tuple[int, int], instances: Instances) -> None:
+        """Once of each, for all images, of what windows would mend."""
+        shrinkage = self.tiles.shrinkage(size)
+        sure = int((instances.scores >= max(self.threshold, _SURE)).sum())
+        if shrinkage > SHRUNK:
+            self._warn_once(
+                "shrunk",
+                f"an image of {size[0]} x {size[1]} pixels (height x width) is shrunk "
+                f"{shrinkage:.1f} times before the model sees it, so small things are lost; "
+                "tiles='auto' (--tiles) cuts such images into windows",
+            )
+        elif sure >= self._most_instances:
+            self._warn_once(
+                "instances",
+                f"an image has {sure} instances, as many as the model can find: there may be more; "
+                "tiles='on' (--tiles on) finds more in windows",
+            )
 
-    def _outputs(self, inputs: list[dict]) -> list[Instances]:
-        if type(self.model) is not GeneralizedRCNN:
-            return [output["instances"] for output in self.model(inputs)]
-        # Detectron2 would paste all masks of a large image into one tensor.
-        found = self.model.inference(inputs, do_postprocess=False)
-        return [boxed_instances(i, (x["height"], x["width"])) for i, x in zip(found, inputs)]
+    def _warn_once(self, kind: str, line: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning("%s", line)
 
 
 def _check_numbers(threshold: float | None, batch_size: int) -> None:
@@ -169,14 +233,6 @@ def _check_numbers(threshold: float | None, batch_size: int) -> None:
         return
     if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:  # NaN included
         raise ValueError(f"threshold is a score, from 0 to 1, got {threshold!r}")
-
-
-def _of_one_size(inputs: Sequence[dict]) -> list[list[int]]:
-    """Indices of the images that have one size as the model gets them, in the order of the list."""
-    groups: dict[torch.Size, list[int]] = {}
-    for index, x in enumerate(inputs):
-        groups.setdefault(x["image"].shape, []).append(index)
-    return list(groups.values())
 
 
 def config_of(source: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
