@@ -253,6 +253,29 @@ def test_runner_names_what_it_cannot_read(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.pb", "model.pb: the name must end in .pt2 or .onnx"),
+        ("folder.pt2", "folder.pt2 is a folder, and the graph is written into a file"),
+        ("file/model.pt2", "file cannot be made (File exists): give another one"),
+        ("model.onnx", "model.onnx: writing ONNX needs onnx and onnxscript: pip install onnx onnx"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_model_is_exported(
+    name, message, tmp_path, monkeypatch, capsys
+):
+    """Tracing takes a minute or two, and the reading of a model seconds."""
+    (tmp_path / "folder.pt2").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("isda.prediction.predictor.Predictor.__init__", None)  # is not called
+    words = ["export", "--model", "nuclei/isda_boxes_mobilenet_v2", "--output"]
+    assert cli.main([*words, str(tmp_path / "good.pt2"), str(tmp_path / name)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "good.pt2").exists()
+
+
 def test_settings_go_with_a_config_only(capsys):
     with pytest.raises(SystemExit):
         cli.main(["export", "--model", "x", "--output", "m.onnx", "--opts", "A", "1"])

@@ -50,10 +50,20 @@ def run(args: argparse.Namespace) -> None:
     if args.model and args.opts:
         raise UsageError("--opts go with --config-file; a model of --model has its own")
     from isda.engine.setup import load_config
-    from isda.prediction.export import description, export_program, exportable, save
+    from isda.prediction.export import (
+        check_target,
+        description,
+        export_program,
+        exportable,
+        save,
+    )
+    from isda.prediction.files import make_folders
     from isda.prediction.parity import compare_exported
     from isda.prediction.predictor import Predictor
 
+    for path in args.output:
+        check_target(path)
+    make_folders(args.output)
     source = args.model or load_config(args.config_file, args.opts)
     predictor = Predictor(source, device="cpu", threshold=0)
     program = export_program(exportable(predictor.model, predictor.format))

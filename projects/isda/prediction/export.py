@@ -31,10 +31,19 @@ from isda.modeling.refinement import LearnedQueries
 from isda.prediction.predictor import Predictor
 from isda.structures import SIZE_DIVISIBILITY
 
-__all__ = ["OUTPUTS", "ExportError", "description", "export_program", "exportable", "save"]
+__all__ = [
+    "OUTPUTS",
+    "ExportError",
+    "check_target",
+    "description",
+    "export_program",
+    "exportable",
+    "save",
+]
 
 OUTPUTS = ("scores", "classes", "boxes", "masks")
 OPSET = 20
+SUFFIXES = (".pt2", ".onnx")
 # Below it, levels of one cell would need graphs of their own.
 _SMALLEST_SIDE = 3 * SIZE_DIVISIBILITY
 _LARGEST_SIDE = 128 * SIZE_DIVISIBILITY
@@ -272,6 +281,25 @@ def description(predictor: Predictor) -> dict:
     }
 
 
+def check_target(path: Path) -> None:
+    """What can be known before a model is exported, which takes its time.
+
+    Raises:
+        ExportError: the file's suffix is none of the formats', a folder has its name, or packages
+            for ONNX are missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ExportError(f"{path}: the name must end in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder, and the graph is written into a file")
+    needed = ("onnx", "onnxscript") if path.suffix == ".onnx" else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"{path}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
+
+
 def save(program: torch.export.ExportedProgram, path: Path, info: dict) -> None:
     """Write the graph with its :func:`description`.
 
@@ -279,13 +307,12 @@ def save(program: torch.export.ExportedProgram, path: Path, info: dict) -> None:
         path: its suffix decides the format: ``.pt2`` or ``.onnx``.
 
     Raises:
-        ExportError: another suffix, or packages for ONNX are missing.
+        ExportError: as :func:`check_target`.
     """
-    writers = {".pt2": _save_program, ".onnx": _save_onnx}
-    if path.suffix not in writers:
-        raise ExportError(f"{path}: the name must end in {' or '.join(writers)}")
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](program, path, strict_json.dumps(info))
+    write = _save_onnx if path.suffix == ".onnx" else _save_program
+    write(program, path, strict_json.dumps(info))
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path, info: str) -> None:
@@ -294,11 +321,6 @@ def _save_program(program: torch.export.ExportedProgram, path: Path, info: str) 
 
 
 def _save_onnx(program: torch.export.ExportedProgram, path: Path, info: str) -> None:
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f"{path}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-        )
     converted = torch.onnx.export(
         program,
         input_names=["image"],
