@@ -24,6 +24,13 @@ def test_a_folder_without_training_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(expected)
 
 
+def test_a_page_that_has_no_folder_is_told_before_anything_is_drawn(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("isda.report.write_report", None)  # is not called
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "file" / "a.html")]) == 1
+    assert "file cannot be made (File exists): give another one" in capsys.readouterr().err
+
+
 def test_a_negative_number_of_images(capsys):
     with pytest.raises(SystemExit):
         cli.main(["report", "output", "--images", "-1"])

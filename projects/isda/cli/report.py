@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.images < 0:
         raise UsageError(f"--images must be at least 0, got {args.images}")
+    from isda.prediction.files import make_folders
+
+    make_folders([args.output] if args.output else [])
     from isda.report import write_report
 
     print(f"wrote {write_report(args.folder, args.output, num_images=args.images)}")
