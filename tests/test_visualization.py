@@ -7,6 +7,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -387,3 +388,16 @@ def test_large_images_are_painted_mask_by_mask(image, found, encoded, monkeypatc
 def test_a_large_image_without_instances_is_left_as_it_is(image, found, monkeypatch):
     monkeypatch.setattr(visualization, "_LARGE_PIXELS", 100)
     np.testing.assert_array_equal(draw_predictions(image, found[found.scores > 1]), image)
+
+
+def test_pictures_are_detectron2s_to_the_pixel():
+    """Patches that are not measured change nothing, not even those that leave the image."""
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    masks = np.zeros((3, 60, 80), bool)
+    masks[0, 5:20, 5:30] = masks[1, 30:, 40:] = masks[2, 25:40, 20:60] = True
+    boxes = np.array([[5, 5, 30, 20], [-20, 30, 120, 90], [20, 25, 60, 40]], float)
+    labels, colors = ["a", "b", "c"], instance_colors(3)
+    theirs = Visualizer(image, scale=1.5)
+    theirs.overlay_instances(masks=masks, boxes=boxes, labels=labels, assigned_colors=colors)
+    ours = draw_instances(image, masks, boxes=boxes, labels=labels, colors=colors, scale=1.5)
+    np.testing.assert_array_equal(ours, theirs.get_output().get_image())
