@@ -100,8 +100,6 @@ def examined(args: argparse.Namespace) -> "Analysis":
         DatasetError: there is no data set.
     """
     from isda.data.analysis import ERROR, NOTE, Finding, examine
-    from isda.data.custom_data import register_folder
-    from isda.data.errors import DatasetError
     from isda.data.formats.as_coco import find_any_dataset
     from isda.data.images import ImageOptions
     from isda.data.layouts import Split
@@ -110,6 +108,7 @@ def examined(args: argparse.Namespace) -> "Analysis":
         splits, notes = [Split("all", args.path, args.images)], []
     else:
         splits, notes = find_any_dataset(args.path)
+    refusal = "" if args.images else training_refusal(args)
     analysis = examine(
         splits,
         reads_images=not args.quick,
@@ -118,13 +117,24 @@ def examined(args: argparse.Namespace) -> "Analysis":
         options=ImageOptions.from_config(args.cfg) if args.cfg else ImageOptions(),
     )
     analysis.findings += [Finding(NOTE, note) for note in notes]
-    if not args.images:
-        try:
-            register_folder(args.path, args.crowds_are_instances)
-        except DatasetError as error:
-            if not any(finding.text.startswith(str(error)) for finding in analysis.findings):
-                analysis.findings.append(Finding(ERROR, str(error)))
+    if refusal and not any(f.text.startswith(refusal) for f in analysis.findings):
+        analysis.findings.append(Finding(ERROR, refusal))
     return analysis
+
+
+def training_refusal(args: argparse.Namespace) -> str:
+    """Why training itself would not take the data set; empty if it would.
+
+    Asked before the rest, so that the annotations are not in memory twice.
+    """
+    from isda.data.custom_data import register_folder
+    from isda.data.errors import DatasetError
+
+    try:
+        register_folder(args.path, args.crowds_are_instances)
+    except DatasetError as error:
+        return str(error)
+    return ""
 
 
 def print_findings(findings: "Iterable[Finding]") -> None:

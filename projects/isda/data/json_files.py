@@ -35,7 +35,9 @@ def load_json(path: str | os.PathLike, name: str | os.PathLike = "") -> tuple[ob
         raise DatasetError(f"{name}: is a pointer of Git LFS: fetch the file by `git lfs pull`")
     has_mark = data.startswith(_MARK)
     try:
-        return json.loads(data.decode("utf-8-sig")), has_mark
+        text = data.decode("utf-8-sig")
+        del data  # of a large file, as much as the text again
+        return json.loads(text), has_mark
     except json.JSONDecodeError as error:
         raise DatasetError(
             f"{name}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}): "

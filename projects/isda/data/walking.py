@@ -1,10 +1,18 @@
 """The files of a user's folder, without what programs hide in it."""
 
+import functools
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "files_below", "image_files", "is_hidden", "regular_files"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "files_below",
+    "image_files",
+    "is_hidden",
+    "real_path",
+    "regular_files",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 # Copies that Jupyter keeps, what macOS packs beside every file, thumbnails of a NAS.
@@ -44,6 +52,18 @@ def _files(folder: str, suffixes: Collection[str], above: frozenset[str]) -> Ite
     for entry in entries:
         if _is_folder(entry):
             yield from _files(entry.path, suffixes, above | {real})
+
+
+def real_path(path: str | os.PathLike) -> str:
+    """As ``os.path.realpath``, which asks for every folder on the way, but each folder once."""
+    folder, name = os.path.split(os.path.abspath(path))
+    path = os.path.join(_real_folder(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@functools.lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def regular_files(folder: str) -> Iterator[str]:

@@ -26,6 +26,7 @@ from isda.data.images import DEFAULT_OPTIONS, ImageOptions
 from isda.data.layouts import Split
 from isda.data.masks import compressed_rle
 from isda.data.pixel_centres import polygons_through_centres
+from isda.data.walking import real_path
 from isda.wording import listed, plural
 
 __all__ = ["ImageRecord", "SplitAnalysis", "Analysis", "examine"]
@@ -356,7 +357,7 @@ def _of_equal_files(splits: Sequence[SplitAnalysis]) -> Iterator[Finding]:
     owners = defaultdict(set)
     for split in splits:
         for image in split.images:
-            path = os.path.realpath(split.image_root / image.file_name)
+            path = real_path(os.path.join(split.image_root, image.file_name))
             owners[Path(path)].add(split.name)
     shared = [path for path, names in owners.items() if len(names) > 1]
     groups = [[path] for path in shared] + equal_files(owners)

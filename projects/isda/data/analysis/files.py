@@ -1,7 +1,6 @@
 """Whether images can be read, and which of them are the same."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from isda.data.images import (
     is_turned,
     read_image,
 )
-from isda.data.walking import image_files
+from isda.data.walking import image_files, real_path
 
 __all__ = ["equal_files", "read_all", "stray_images"]
 
@@ -79,6 +78,6 @@ def equal_files(paths: Iterable[Path]) -> list[list[Path]]:
 
 def stray_images(roots: Iterable[Path], named: Iterable[Path]) -> list[str]:
     """Images below the folders that are not among ``named``, sorted."""
-    known = set(map(os.path.realpath, named))
+    known = set(map(real_path, named))
     images = (path for root in roots if root.is_dir() for path in image_files(root))
-    return sorted(set(map(os.path.realpath, images)) - known)
+    return sorted(set(map(real_path, images)) - known)

@@ -42,8 +42,11 @@ def measure(rles: Sequence[dict], classes: Sequence[int], size: tuple[int, int])
     """
     boxes = np.array(mask_util.toBbox(list(rles)), dtype=np.float64).reshape(-1, 4)
     areas = np.array(mask_util.area(list(rles)), dtype=np.int64).reshape(-1)
-    touching, overlapping = _contacts(rles, boxes, size)
-    mask_iou, box_iou = _pairwise(rles), _pairwise(boxes)
+    near = _near(boxes)
+    touching, overlapping = _contacts(rles, boxes, near, size)
+    box_iou = _pairwise(boxes)
+    # Of masks whose boxes do not meet it is 0 as well.
+    mask_iou = _pairwise(rles) if box_iou.any() else np.zeros_like(box_iou)
     same = [(i, j) for i, j in np.argwhere(mask_iou >= _SAME).tolist() if i < j]
     return Geometry(
         areas=areas,
@@ -52,7 +55,7 @@ def measure(rles: Sequence[dict], classes: Sequence[int], size: tuple[int, int])
         overlapping=overlapping,
         box_iou=box_iou.max(axis=1, initial=0),
         mask_iou=mask_iou.max(axis=1, initial=0),
-        deleted=_deleted_by_nms(boxes, areas, classes),
+        deleted=_deleted_by_nms(boxes, areas, classes, box_iou.max(initial=0)),
         same=same,
     )
 
@@ -67,9 +70,19 @@ def _pairwise(shapes: Sequence[dict] | np.ndarray) -> np.ndarray:
     return iou
 
 
+def _near(boxes: np.ndarray) -> np.ndarray:
+    """``(G,)`` bool: another box meets this one, or is beside it without a pixel between."""
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    meets = ((start[:, None] <= end[None]) & (start[None] <= end[:, None])).all(axis=2)
+    return meets.sum(axis=1) > 1  # each meets itself
+
+
 def _deleted_by_nms(
-    boxes: np.ndarray, areas: np.ndarray, classes: Sequence[int]
+    boxes: np.ndarray, areas: np.ndarray, classes: Sequence[int], largest_iou: float
 ) -> dict[float, int]:
+    """Numbers by threshold; none, and nothing to compute, where no IoU is as large."""
+    if largest_iou <= min(NMS_THRESHOLDS):
+        return dict.fromkeys(NMS_THRESHOLDS, 0)
     corners = torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1))
     scores, indices = torch.from_numpy(areas).double(), torch.tensor(list(classes)).long()
     kept = {t: len(batched_nms(corners, scores, indices, t)) for t in NMS_THRESHOLDS}
@@ -77,19 +90,20 @@ def _deleted_by_nms(
 
 
 def _contacts(
-    rles: Sequence[dict], boxes: np.ndarray, size: tuple[int, int]
+    rles: Sequence[dict], boxes: np.ndarray, near: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``(G,)`` bool each: touching and overlapping."""
+    """``(G,)`` bool each: touching and overlapping; only those ``near`` another box can be."""
+    touching, overlapping = np.zeros_like(near), np.zeros_like(near)
+    if not near.any():
+        return touching, overlapping
     # A border of one pixel, so that every window can be one pixel larger than its box.
     counts = np.zeros((size[0] + 2, size[1] + 2), dtype=np.uint16)
     windows = []
-    for rle, box in zip(rles, boxes.astype(int)):
-        mask, window = _window(rle, box, size)
+    for index in near.nonzero()[0].tolist():
+        mask, window = _window(rles[index], boxes[index].astype(int), size)
         counts[window] += mask
-        windows.append((mask, window))
-    touching = np.zeros(len(windows), dtype=bool)
-    overlapping = np.zeros(len(windows), dtype=bool)
-    for index, (mask, window) in enumerate(windows):
+        windows.append((index, mask, window))
+    for index, mask, window in windows:
         others = counts[window] > mask
         touching[index] = (others & _grown(mask)).any()
         overlapping[index] = (others & mask).any()
