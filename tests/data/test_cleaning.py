@@ -518,6 +518,15 @@ def test_json_that_is_none(tmp_path, data, message):
     assert any(message in text for text in texts(folder, ERROR))
 
 
+def test_pointers_in_the_place_of_images(tmp_path):
+    folder = write(tmp_path)
+    for path in folder.glob("train/*.png"):
+        path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{path.stem}\n")
+    (error,) = texts(folder, ERROR)
+    assert "img1.png: is a pointer of Git LFS: fetch the images by `git lfs pull`" in error
+    assert error.endswith("(2 more likewise)")
+
+
 @pytest.mark.parametrize("kind", ["folder", "circle", "pipe"])
 def test_something_else_in_the_place_of_an_image(tmp_path, kind):
     folder = write(tmp_path)

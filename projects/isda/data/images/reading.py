@@ -15,6 +15,7 @@ from isda.data.images.intensity import to_8_bits
 from isda.data.images.options import DEFAULT_OPTIONS, ImageOptions
 from isda.data.images.pictures import num_frames, open_picture, picture_pixels
 from isda.data.images.tiff import Tiff, is_tiff
+from isda.data.json_files import is_lfs_pointer
 
 __all__ = [
     "check_image_size",
@@ -340,6 +341,10 @@ def _diagnosis(file_name: str, error: Exception) -> str:
             f"{file_name}: is an array of NumPy, no image file: save it as TIFF "
             "(tifffile.imwrite), or give the array itself to isda.Predictor"
         )
+    if os.path.isfile(file_name):
+        with open(file_name, "rb") as file:
+            if is_lfs_pointer(file.read(40)):
+                return f"{file_name}: is a pointer of Git LFS: fetch the images by `git lfs pull`"
     return (
         f"{file_name}: the image cannot be decoded ({error}): it is truncated, damaged or no "
         "image; fetch it again, or take it out of the annotations"
