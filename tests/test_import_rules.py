@@ -119,3 +119,14 @@ def test_what_methods_share_names_no_key_of_one_of_them(place):
     pattern = re.compile(rf"MODEL\.({'|'.join(NODES)})\b")
     shared = path.rglob("*.py") if path.is_dir() else [path]
     assert [p.name for p in shared if pattern.search(p.read_text(encoding="utf-8"))] == []
+
+
+def test_docstrings_of_modules_begin_with_what_they_are_about():
+    """With a noun or a verb, not with a clause."""
+    words = {"what", "whoever", "whether", "which", "who", "where", "how", "from", "when"}
+    found = []
+    for name, path in modules().items():
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if text.split()[:1] and text.split()[0].lower() in words:
+            found.append(f"{name}: {text.splitlines()[0]}")
+    assert found == []

@@ -1,4 +1,4 @@
-"""What makes the start of a program faster: an import that others could put off, put off.
+"""Faster starts of programs: imports that can be put off are put off.
 
 torch._dynamo takes as long to import as PyTorch itself. torchvision imports it for the sake of one
 function that ``roi_align`` may call on GPUs, and Detectron2's convolutions to ask whether they are

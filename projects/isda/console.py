@@ -1,4 +1,4 @@
-"""What programs print: nothing that a terminal obeys, and nothing that it cannot show ends them.
+"""Safe output: no text obeyed by the terminal, and none that it cannot show ends a program.
 
 Names of classes and files are other people's. :func:`printable` writes the invisible characters in
 them as escapes; :func:`start` does so for all that a program prints and logs. Only the standard

@@ -1,4 +1,4 @@
-"""What is installed, what serves, and what to do about the rest: ``isda doctor``.
+"""Check of an installation: packages, kernels, devices, files, and advice: ``isda doctor``.
 
 Whatever may be missing or broken is imported in a process of its own, so that not even a crash
 there keeps this one from reporting.

@@ -1,4 +1,4 @@
-"""What a user hears instead of a traceback."""
+"""Errors for users, shown without a traceback."""
 
 __all__ = ["ConfigError", "UsageError", "UserError"]
 

@@ -1,4 +1,4 @@
-"""What travels between the parts of a model: predictions, their targets, encoded masks."""
+"""Typed values between the parts of a model: predictions, targets, encoded masks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields

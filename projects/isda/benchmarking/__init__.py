@@ -1,4 +1,4 @@
-"""What the benchmarks share: clocks, memory, models with their inputs, and counting.
+"""Parts that benchmarks share: clocks, memory, models with their inputs, and counting.
 
 ``timing``, ``memory`` and ``environment`` need PyTorch alone, for ``benchmarks/``.
 """

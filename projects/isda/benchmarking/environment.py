@@ -1,4 +1,4 @@
-"""What measured numbers depend on."""
+"""Device, threads and versions that measured numbers depend on."""
 
 import datetime
 import platform

@@ -1,4 +1,4 @@
-"""What is installed, which kernels serve, and what to do about the rest.
+"""Check the installation: packages, kernels, devices, and what to do about the rest.
 
 Exit status: 0 everything works, if perhaps slower than it could, 1 something has to be acted on.
 """

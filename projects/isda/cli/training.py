@@ -1,4 +1,4 @@
-"""What each process of a training or an evaluation does."""
+"""Main function of each process of a training or an evaluation."""
 
 import argparse
 from collections import OrderedDict

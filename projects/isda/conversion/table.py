@@ -1,4 +1,4 @@
-"""What a source of foreign weights is: rules for its names, and what a model needs for them."""
+"""Sources of foreign weights: rules for their names, and what a model needs for them."""
 
 import re
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What of a data set is not taken as its files have it, in a line per kind."""
+"""Changes to a data set on reading it, one line per kind."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -72,7 +72,7 @@ def _check_annotations(content: dict, json_file, evaluated: bool) -> None:
     del counts[""]
     if counts:
         listed = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-        logger.warning(f"{json_file}: annotations that nothing can be learnt from: {listed}")
+        logger.warning("%s: annotations that nothing can be learnt from: %s", json_file, listed)
 
 
 def _breaks_evaluation(annotation: dict) -> str:

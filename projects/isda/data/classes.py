@@ -1,4 +1,4 @@
-"""Which classes a data set has, and whether a model's head agrees with them."""
+"""Classes of data sets, compared with a model's head."""
 
 import difflib
 import logging

@@ -1,4 +1,4 @@
-"""What of the annotations of a COCO file can be learnt from, and what has to be mended for it.
+"""Cleaning of the annotations of a COCO file: what is left out, and what is mended.
 
 The one place that decides: training, evaluation and the checker take what is returned here.
 Nothing is handed to pycocotools before it was looked at: it crashes on some malformed

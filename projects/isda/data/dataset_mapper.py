@@ -1,4 +1,4 @@
-"""From a dataset dict to what a model trains on."""
+"""Dataset mapper: a dataset dict to what a model trains on."""
 
 import logging
 from collections import Counter
@@ -69,7 +69,7 @@ class InstanceDatasetMapper:
         self.image_options = image_options
         self.left_out: Counter[str] = Counter()  # annotations by reason, in this process
         mode = "training" if is_train else "inference"
-        logger.info(f"augmentations used in {mode}: {augmentations}")
+        logger.info("augmentations used in %s: %s", mode, augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:

@@ -1,4 +1,4 @@
-"""What a user hears when the data are at fault: one sentence with the culprit and the remedy."""
+"""Errors of data sets: one sentence with the culprit and the remedy."""
 
 from isda.errors import UserError
 

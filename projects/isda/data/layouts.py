@@ -1,4 +1,4 @@
-"""Where a user's folder keeps annotations and images, by the layouts that are usual for COCO.
+"""Layouts of folders with annotations and images that are usual for COCO.
 
 Nothing is registered or checked here: that is done by what reads the files.
 """

@@ -117,7 +117,7 @@ def _checked_file(json_file: str, image_root: str) -> str:
         categories = distinct_names(content["categories"], changes)
         _CHECKED[key] = json_file
         for line in changes.lines():
-            logger.warning(f"{json_file}: {line}")
+            logger.warning("%s: %s", json_file, line)
         if changes:
             content |= {"annotations": annotations, "categories": categories}
             _CHECKED[key] = write_copy(content, json_file)

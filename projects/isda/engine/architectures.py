@@ -1,4 +1,4 @@
-"""What the engine knows of a meta-architecture: where its classes are, and what it predicts."""
+"""Properties of meta-architectures: where their classes are, and what they predict."""
 
 import difflib
 

@@ -1,4 +1,4 @@
-"""What becomes of every key of the configuration: when it is without effect, and on ``--resume``.
+"""Tables of config keys: when each is without effect, and what it does on ``--resume``.
 
 Two tables of patterns, as of file names in a shell; the first row that fits a key decides. The
 tests walk over all keys, so that a new one without a decision fails. Below ``MODEL`` whole nodes

@@ -1,4 +1,4 @@
-"""What there is to know of a config key: default, meaning, range, and what reads it."""
+"""Reference of a config key: default, meaning, range, and what reads it."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether a device is one, and is there."""
+"""Checks of device names."""
 
 import torch
 

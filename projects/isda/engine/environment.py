@@ -1,4 +1,4 @@
-"""Where and how a training ran: what nobody remembers a month later."""
+"""Record of where and how a training ran: machine, versions, command, duration."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Which evaluator a data set gets."""
+"""Evaluators of data sets."""
 
 import importlib.util
 import logging

@@ -1,4 +1,4 @@
-"""What ``--resume`` makes of a configuration that is not the checkpoint's."""
+"""Comparison of a configuration with the checkpoint's on ``--resume``."""
 
 from typing import Any, NamedTuple
 

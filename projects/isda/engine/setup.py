@@ -1,4 +1,4 @@
-"""From a command line to a checked, complete configuration."""
+"""Set-up: a command line becomes a checked, complete configuration."""
 
 import argparse
 import difflib

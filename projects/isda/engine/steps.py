@@ -1,4 +1,4 @@
-"""One optimiser step: accumulation, mixed precision, clipping, and what is not finite."""
+"""Optimiser steps: accumulation, mixed precision, clipping, and what is not finite."""
 
 import contextlib
 import logging

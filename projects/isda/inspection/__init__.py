@@ -1,1 +1,1 @@
-"""What a model looked at on its way to an image's instances: collected by hooks, and drawn."""
+"""Inspection of predictions: what a model looked at, collected by hooks, and drawn."""

@@ -1,4 +1,4 @@
-"""What a model computed for one image, kept by forward hooks while it predicts.
+"""Traces of a prediction: what a model computes for one image, kept by forward hooks.
 
 The model runs as it always does; nothing of its forward pass is written here a second time.
 """

@@ -1,4 +1,4 @@
-"""From annotation files to a dictionary, and to what it is worth on others."""
+"""Fitting of a dictionary to annotation files, and its measurement on others."""
 
 import functools
 import logging

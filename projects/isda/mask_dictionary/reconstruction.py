@@ -1,4 +1,4 @@
-"""How well masks survive encoding and decoding: what a dictionary is judged by."""
+"""Reconstruction error: how well masks survive encoding and decoding."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What the meta-architectures have in common: the way of an image through the model."""
+"""Base classes: preprocess, predict, then losses or postprocessing."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""What a method says of itself to the tools around it, and how they ask for it.
+"""Declarations of a method for the tools around it, and how they ask for them.
 
 A method is a meta-architecture of this package. Beside its model it declares, as class attributes,
 

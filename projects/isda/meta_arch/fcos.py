@@ -1,4 +1,4 @@
-"""What CondInst and BlendMask have in common: FCOS's boxes, features for masks, extra classes.
+"""Base class of CondInst and BlendMask: FCOS's boxes, features for masks, extra classes.
 
 Letters: B images, L locations of all levels, K classes, G ground truths of an image.
 """

@@ -1,4 +1,4 @@
-"""What SOLO and SOLOv2 have in common."""
+"""Base class of SOLO and SOLOv2."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every meta-architecture does with ``batched_inputs`` before its own parts begin."""
+"""Preprocessing of ``batched_inputs``: images and ground truths."""
 
 import math
 

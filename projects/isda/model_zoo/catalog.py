@@ -1,4 +1,4 @@
-"""Which models there are: config files, and the table of those that have been trained."""
+"""Catalogue of models: config files, and the table of those that have been trained."""
 
 import difflib
 import fnmatch

@@ -1,4 +1,4 @@
-"""From a training's checkpoint to a small file and a row of the table of models."""
+"""Publishing: a training's checkpoint becomes a small file and a row of the table of models."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Boxes that a network moves, kept away from every value that breaks what comes after."""
+"""Numerically safe decoding of boxes that a network moves."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From the cells of SOLO's grids to ``Instances``."""
+"""Postprocessing of SOLO and SOLOv2: cells of grids to ``Instances``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

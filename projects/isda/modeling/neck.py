@@ -1,4 +1,4 @@
-"""Five levels of one width from whatever a backbone offers."""
+"""Neck: five levels of one width from a backbone's features."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Where a token is, as numbers that attention can use."""
+"""Sine position encoding of tokens."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From a set of predictions to ``Instances`` at the image's own size.
+"""Postprocessing: a set of predictions to ``Instances`` at the image's own size.
 
 Masks are a bool tensor up to 256 MB for an image, and beyond that :class:`RLEMasks`, made one
 by one, so that neither the size of an image nor the number of its instances exhausts the memory.
@@ -76,6 +76,8 @@ def select_instances(
     ellipse: bool = False,
 ) -> Instances:
     """The best (query, class) pairs of one image (ISDA, arXiv 2202.12251, section 2.4). No NMS.
+
+    ``isda.prediction.export.ExportableISDA`` selects the same in a graph: change both together.
 
     Args:
         image: its index in the batch.

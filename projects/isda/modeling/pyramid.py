@@ -1,4 +1,4 @@
-"""What a backbone says of the levels that a head works on."""
+"""Channels and strides of the levels that a head works on."""
 
 from collections.abc import Sequence
 

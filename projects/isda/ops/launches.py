@@ -1,4 +1,4 @@
-"""Which CUDA kernels a problem takes: what csrc/cuda/launch.cuh and plan.h say, in Python.
+"""Choice of CUDA kernels for a problem, as csrc/cuda/launch.cuh and plan.h choose them.
 
 Only ``nvrtc`` needs it; compiled extensions have their own. Symbols as in csrc/cuda/problem.h:
 B images, S tokens, M heads, D channels, Q queries, L levels, P points.

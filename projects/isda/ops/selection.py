@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs."""
+"""Selection of the implementation of the operators."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""What a user hears when a prediction cannot be done as it is asked for."""
+"""Errors of predictions that cannot be done as they are asked for."""
 
 import os
 from importlib import import_module

@@ -97,6 +97,7 @@ class ExportableISDA(_ExportableModel):
     """ISDA (arXiv 2202.12251)."""
 
     def _select(self, prediction, height: int, width: int) -> tuple[Tensor, ...]:
+        """As :func:`isda.modeling.postprocessing.select_instances`, in a graph's fixed shapes."""
         model = self.model
         scores, queries, classes = best_pairs(prediction.class_logits[0], model.max_instances)
         kernels, features = prediction.kernels[0, queries], prediction.mask_features[0]

@@ -1,4 +1,4 @@
-"""What can go wrong with one of many images, and how it is told."""
+"""Failures of single images among many, and how they are told."""
 
 import cv2
 from PIL import UnidentifiedImageError

@@ -1,4 +1,4 @@
-"""Whether a model and what was made of it, a graph or a compiled form, find the same instances."""
+"""Parity of a model with its graph or compiled form: do both find the same instances?"""
 
 from dataclasses import dataclass
 from pathlib import Path

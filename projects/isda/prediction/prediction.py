@@ -1,4 +1,4 @@
-"""What a model found in one image: Detectron2's ``Instances`` that can say, draw and save it."""
+"""Prediction of one image: Detectron2's ``Instances`` that can say, draw and save it."""
 
 import os
 from collections import Counter

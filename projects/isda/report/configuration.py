@@ -1,4 +1,4 @@
-"""How a training's configuration differs from what it builds on."""
+"""Differences of a training's configuration from what it builds on."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""How well single images are segmented, to rank them: AP says it of a whole data set only."""
+"""Segmentation quality of single images, to rank them: AP is of a whole data set only."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What became of each instance and each prediction: found, missed, merged, and so on."""
+"""Outcomes of instances and predictions: found, missed, merged, and so on."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

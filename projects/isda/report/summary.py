@@ -1,4 +1,4 @@
-"""What a training leaves beside its weights: curves, its best and worst images, a report."""
+"""Summary of a training: curves, its best and worst images, a report."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Which cells of SOLO's grids are to predict which ground truth (arXiv 1912.04488, section 3.3)."""
+"""Targets of SOLO: ground truths assigned to cells of grids (arXiv 1912.04488, section 3.3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is raised for a file of weights that cannot be used."""
+"""Errors of files of weights that cannot be used."""
 
 from isda.errors import UserError
 

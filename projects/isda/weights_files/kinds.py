@@ -1,4 +1,4 @@
-"""What kind of file it is, by its content: names are no evidence."""
+"""Kinds of files of weights, told by their content: names are no evidence."""
 
 import zipfile
 from pathlib import Path

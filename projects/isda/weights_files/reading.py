@@ -1,4 +1,4 @@
-"""From a path or an address to tensors by name."""
+"""Reading of weights: a path or an address to tensors by name."""
 
 import argparse
 import os

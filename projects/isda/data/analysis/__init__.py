@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it, before anybody trains on it."""
+"""Analysis of a data set before training: contents, faults, advice."""
 
 from isda.data.analysis.advice import (
     annotated_images,

@@ -1,4 +1,4 @@
-"""Going through a data set: everything that is wrong, and the measures of what is there."""
+"""Examination of a data set: everything that is wrong, and measures of what is there."""
 
 import os
 import re

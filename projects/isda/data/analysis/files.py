@@ -1,4 +1,4 @@
-"""Whether images can be read, and which of them are the same."""
+"""Checks of image files: readable, and no two the same."""
 
 import hashlib
 from collections import defaultdict

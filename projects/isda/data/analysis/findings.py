@@ -1,4 +1,4 @@
-"""One thing that is worth saying of a data set, and how much it matters."""
+"""Findings of the examination of a data set, by how much they matter."""
 
 from dataclasses import dataclass
 

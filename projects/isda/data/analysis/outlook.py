@@ -1,4 +1,4 @@
-"""What a user is told of the ceiling of a configuration, and which keys would raise it."""
+"""Messages on the ceiling of a configuration, and on the keys that would raise it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What every format is read into, and what could not be read."""
+"""Annotated images, which every format is read into, and what could not be read."""
 
 import base64
 import io

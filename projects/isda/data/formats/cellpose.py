@@ -1,4 +1,4 @@
-"""What cellpose saves: ``im0_cp_masks.png`` or ``.tif`` beside ``im0.tif``, ``im0_seg.npy``.
+"""Masks that cellpose saves: ``im0_cp_masks.png`` or ``.tif`` beside ``im0.tif``, ``im0_seg.npy``.
 
 The masks may lie in a folder ``masks``. ``_seg.npy`` is a pickle, which is read without calling
 anything that it names. It is taken where there is no image of masks, or where it is newer, as it

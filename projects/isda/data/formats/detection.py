@@ -1,4 +1,4 @@
-"""Which format a path is in, and one call that reads any of them."""
+"""Detection of the format of a path, and one call that reads any of them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where the images of annotations lie."""
+"""Places of the images that annotations belong to."""
 
 from pathlib import Path, PurePosixPath
 

@@ -1,4 +1,4 @@
-"""What a format of annotations is to the rest: its name, how it is recognised, its reader.
+"""Formats of annotations: name, how it is recognised, reader.
 
 Each module of this package that has a ``FORMAT`` is found by itself, so that another format is
 another file.

@@ -1,4 +1,4 @@
-"""From the values that cameras and microscopes deliver to 8 bits."""
+"""Scaling of the values of cameras and microscopes to 8 bits."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What a file alone does not say: which of its pixels are meant, and how they become 8 bits."""
+"""Options that a file does not tell: which of its pixels are meant, and how they become 8 bits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

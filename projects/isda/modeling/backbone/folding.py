@@ -48,9 +48,9 @@ def load_weights(net: nn.Module, source: str) -> None:
         )
     net.load_state_dict({key: state[key] for key in matched}, strict=False)
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    logger.info(f"Loaded {len(matched)} of {len(own)} backbone tensors from {source}")
+    logger.info("Loaded %d of %d backbone tensors from %s", len(matched), len(own), source)
     if missing:
-        logger.warning(f"{source} lacks {len(missing)} tensors, which start fresh: {missing}")
+        logger.warning("%s lacks %d tensors, which start fresh: %s", source, len(missing), missing)
 
 
 def fold_batch_norms(net: nn.Module, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What is found in an image, as other programs read it; the suffix of a file chooses the form."""
+"""Results of an image as other programs read them; the suffix of a file chooses the form."""
 
 import importlib
 import os
