@@ -140,6 +140,7 @@ INTERNAL = {
     "ProbeError",
     "SafetensorsError",
     "UnknownKindError",
+    "UnknownTypeError",
     "UnusableSegmentationError",
     "UnusableShapeError",
 }

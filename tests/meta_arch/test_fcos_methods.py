@@ -148,7 +148,7 @@ def scene(seed):
 
 
 @pytest.mark.slow
-def test_two_images_are_learnt_by_heart(name):
+def test_two_images_are_overfit(name):
     """Every instance is found, once, and its mask fits."""
     node = f"MODEL.{name.upper()}"
     torch.manual_seed(0)

@@ -150,7 +150,7 @@ def test_chunked_equals_unchunked(model, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_two_images_are_learnt_by_heart(name):
+def test_two_images_are_overfit(name):
     """Targets, losses and inference fit together."""
     node = "MODEL.SOLOV2" if name == "solov2" else "MODEL.SOLO"
     model = small_model(name, f"{node}.SCALE_RANGES", "[[1, 96], [1, 96], [9, 9], [9, 9], [9, 9]]")

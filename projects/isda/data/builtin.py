@@ -20,7 +20,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 SHAPES = {
     "shapes_train": (4000, ShapesParameters(seed=1)),
     "shapes_val": (200, ShapesParameters(seed=2)),
-    # To be learnt by heart, so without the images that teach nothing.
+    # To be overfit, so without the images that teach nothing.
     "shapes_tiny8_train": (8, ShapesParameters(seed=3, crowd_share=0, empty_share=0)),
 }
 # name: (folder, annotations)

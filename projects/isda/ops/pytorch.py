@@ -152,7 +152,7 @@ def gather_forward(
     """The output as (B, Q, M, D), by differentiable basic operations."""
     geometry = _geometry(value, shapes, starts, locations, right_derivative=right_derivative)
     right, below, tokens = geometry
-    coefficients = _coefficients(right, below, _spoil(weights, locations, shapes))
+    coefficients = _coefficients(right, below, _nan_of_invalid(weights, locations, shapes))
     cells = _gather(value, tokens)
     return (coefficients.flatten(3).unsqueeze(3) @ cells).squeeze(3)
 
@@ -188,7 +188,7 @@ def _extents(shapes: Tensor, like: Tensor) -> Tensor:
     return shapes.to(like.device, like.dtype).flip(-1).unsqueeze(1)
 
 
-def _spoil(weights: Tensor, locations: Tensor, shapes: Tensor) -> Tensor:
+def _nan_of_invalid(weights: Tensor, locations: Tensor, shapes: Tensor) -> Tensor:
     """Make the weights of infinite and undefined locations NaN, which then reaches the output."""
     return weights + (locations.detach() * _extents(shapes, locations)).sum(-1) * 0
 
