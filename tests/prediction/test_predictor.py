@@ -163,6 +163,17 @@ def test_16_bits_reach_the_model_by_the_configs_rule(tmp_path, rule):
     assert mapped.float().mean().item() == pytest.approx(expected, abs=0.8)
 
 
+def test_a_page_and_a_channel_are_named(predictor, tmp_path):
+    pixels = np.arange(2 * 3 * 80 * 120, dtype=np.uint16).reshape(2, 3, 80, 120)
+    path = str(tmp_path / "a.tif")
+    tifffile.imwrite(path, pixels, imagej=True, metadata={"axes": "ZCYX"})
+    np.testing.assert_array_equal(predictor(path, page=1, channel=2).pixels, pixels[1, 2])
+    (one,) = predictor([path], page=0, channel=1)
+    np.testing.assert_array_equal(one.pixels, pixels[0, 1])
+    with pytest.raises(ImageError, match="has 2 pages"):
+        predictor(path)
+
+
 def test_another_rule_than_that_of_the_training_is_told(tmp_path, caplog):
     path = tmp_path / "model_final.pth"
     torch.save({"model": {"weight": torch.zeros(1)}, "intensity": "range"}, path)

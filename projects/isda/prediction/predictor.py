@@ -1,6 +1,7 @@
 """A trained model applied to images."""
 
 import contextlib
+import dataclasses
 import logging
 import numbers
 import os
@@ -55,7 +56,7 @@ class Predictor:
         model: in evaluation mode.
         class_names: of the classes, in the order of their numbers; None where nothing says them.
         classes: these names, and the ids of the categories in the data of the training.
-        image_options: how image files are read; ``dataclasses.replace`` chooses another page.
+        image_options: how image files are read.
         tiles: which images are cut into windows.
     """
 
@@ -123,7 +124,14 @@ class Predictor:
         """What an image that is not cut goes through before the model."""
         return self._inference.resize
 
-    def __call__(self, images: Any, *, channels: str = "RGB") -> Prediction | list[Prediction]:
+    def __call__(
+        self,
+        images: Any,
+        *,
+        channels: str = "RGB",
+        page: int | None = None,
+        channel: int | None = None,
+    ) -> Prediction | list[Prediction]:
         """
         Args:
             images: a path, a picture of Pillow, an array ``(H, W, 3)`` or ``(H, W)``, a tensor
@@ -131,6 +139,8 @@ class Predictor:
                 images, also of different kinds and sizes.
             channels: ``"RGB"`` or ``"BGR"`` (OpenCV's), the order in arrays and tensors, whatever
                 ``INPUT.FORMAT`` is.
+            page, channel: of files that have several, the one that is meant, from 0; None: as
+                ``INPUT.PAGE`` and ``INPUT.CHANNEL`` say.
 
         Returns:
             The instances of the image, on the CPU, with masks of its size; of a list, a list. An
@@ -139,16 +149,18 @@ class Predictor:
         Raises:
             ImageError: an image cannot be read, or is none.
         """
+        given = {name: n for name, n in (("page", page), ("channel", channel)) if n is not None}
+        options = dataclasses.replace(self.image_options, **given)
         if isinstance(images, str | os.PathLike):
-            with self.windows_of(images) as reader:
+            with self.windows_of(images, options) as reader:
                 if reader is not None:
                     return self.of_windows(reader)
         if not isinstance(images, list | tuple):
-            return self._predict([pixels_and_rgb(images, channels, self.image_options)])[0]
+            return self._predict([pixels_and_rgb(images, channels, options)])[0]
         predictions = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            read = [pixels_and_rgb(image, channels, self.image_options) for image in batch]
+            read = [pixels_and_rgb(image, channels, options) for image in batch]
             predictions += self._predict(read)
         return predictions
 

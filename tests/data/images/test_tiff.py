@@ -269,6 +269,26 @@ def test_moments_depths_and_channels_in_any_order(tmp_path):
     assert found == [[0, 3], [1, 4], [2, 5], [6, 9], [7, 10], [8, 11]]
 
 
+OME = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{own}">
+<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="60"
+SizeY="40" SizeZ="1" SizeC="2" SizeT="1"><Channel ID="Channel:0:0"/><Channel ID="Channel:0:1"/>
+{planes}</Pixels></Image></OME>"""
+PLANE = """<TiffData FirstC="{c}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1">
+<UUID FileName="{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>"""
+
+
+@pytest.mark.filterwarnings("error")
+def test_channels_in_files_of_their_own(tmp_path):
+    """As OME-TIFF allows; each of the files describes them all."""
+    planes = "".join(PLANE.format(c=c) for c in range(2))
+    for c, pixels in enumerate(stack(2)):
+        description = OME.format(own=c, planes=planes)
+        write(tmp_path / f"{c}.ome.tif", pixels, description=description, metadata=None)
+    for c in range(2):
+        assert [plane(tmp_path / f"{c}.ome.tif", channel=n) for n in range(2)] == [0, 1]
+
+
 @pytest.mark.parametrize("channels", [2, 4, 5])
 @pytest.mark.parametrize("last", [False, True])
 def test_channels_are_named_and_chosen(tmp_path, channels, last):

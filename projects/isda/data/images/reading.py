@@ -172,8 +172,7 @@ def is_turned(file_name: str, *, aside: bool = False) -> bool:
 def is_constant(pixels: np.ndarray) -> bool:
     """Whether all pixels are equal; ``(H, W)`` or ``(H, W, C)``."""
     first = pixels[0, 0]
-    # Nearly all images differ in the first row.
-    return bool((pixels[0] == first).all() and (pixels == first).all())
+    return all((row == first).all() for row in pixels)  # nearly all differ in the first row
 
 
 def _opened(file_name: str, read):

@@ -352,7 +352,7 @@ def _read_plane(page: _Page) -> tuple[np.ndarray, str]:
     series, axes = page.series, page.axes
     _, inner = _containing(page)
     leading = axes[: len(axes) - len(inner)]
-    if not leading or set(leading) - {*page.index, "C"}:
+    if not leading or set(leading) - {*page.index, "C"} or series.is_multifile:
         pixels = series.asarray().reshape(series.shape)
     elif "C" in leading:
         pixels = np.stack([_whole_page(page, leading, c) for c in range(page.size("C"))])
