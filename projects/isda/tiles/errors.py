@@ -1,4 +1,4 @@
-"""What a user hears when an image cannot be cut as asked."""
+"""Errors of images that cannot be cut as asked."""
 
 from isda.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Which images are cut into windows, how large these are, and at which scale a model sees them."""
+"""Plan of tiling: which images are cut into windows, their size, and the scale they are seen at."""
 
 import math
 import numbers
