@@ -12,7 +12,7 @@ from isda.mask_dictionary import fit, target_masks
 from isda.mask_dictionary.fit import fit_dictionary, fit_to_moments, measure, sum_masks
 from isda.mask_dictionary.incremental import IncrementalFit
 from isda.mask_dictionary.moments import NOISE_VARIANCE, MaskMoments, symmetric_copies
-from isda.mask_dictionary.parts import Part
+from isda.mask_dictionary.partial_sums import PartialSums
 from isda.mask_dictionary.reconstruction import reconstruct
 from isda.mask_dictionary.target_masks import AnnotationFile, crop_chunk
 from isda.modeling.mask_dictionary import AMPLITUDE, DictionaryError, MaskDictionary
@@ -256,8 +256,8 @@ def test_merged_shards_are_one_pass_bit_for_bit(tmp_path, monkeypatch, num_shard
         part = sum_masks([file], 14, shard=shard, num_shards=num_shards)
         part.save(tmp_path / f"{shard}.npz")
         assert part.moments.count < 400
-    parts = [Part.load(tmp_path / f"{shard}.npz") for shard in reversed(range(num_shards))]
-    merged = fit_to_moments(Part.merged(parts), 40, "none")
+    parts = [PartialSums.load(tmp_path / f"{shard}.npz") for shard in reversed(range(num_shards))]
+    merged = fit_to_moments(PartialSums.merged(parts), 40, "none")
     once.save(tmp_path / "once.npz")
     merged.save(tmp_path / "merged.npz")
     assert (tmp_path / "once.npz").read_bytes() == (tmp_path / "merged.npz").read_bytes()
@@ -269,7 +269,7 @@ def test_what_was_left_out_adds_up(tmp_path):
     records = [annotation(None), annotation([box_polygon(5, 6, 20, 10)], iscrowd=1)]
     file = AnnotationFile(write(tmp_path / "a.json", records + random_polygons(3)))
     parts = [sum_masks([file], 8, shard=shard, num_shards=2) for shard in range(2)]
-    merged = Part.merged(parts)
+    merged = PartialSums.merged(parts)
     assert merged.left_out == {"crowds": 1, "without segmentation": 1}
     assert merged.moments.count == 3
 
@@ -286,7 +286,7 @@ def test_masks_never_count_twice_or_not_at_all(tmp_path, shards, sentence):
     file = AnnotationFile(write(tmp_path / "a.json", random_polygons(3)))
     parts = [sum_masks([file], 8, shard=i, num_shards=number) for i, number in shards]
     with pytest.raises(DictionaryError, match=sentence):
-        Part.merged(parts)
+        PartialSums.merged(parts)
 
 
 def test_file_that_is_named_twice(tmp_path):
@@ -298,10 +298,10 @@ def test_file_that_is_named_twice(tmp_path):
 def test_parts_of_different_sides(tmp_path):
     file = AnnotationFile(write(tmp_path / "a.json", random_polygons(3)))
     with pytest.raises(DictionaryError, match="the parts have masks of 8×8 and 9×9: fit them with"):
-        Part.merged([sum_masks([file], 9), sum_masks([file], 8)])
+        PartialSums.merged([sum_masks([file], 9), sum_masks([file], 8)])
 
 
 def test_a_dictionary_is_no_part(tmp_path, coco):
     MaskMoments.of(coco[:20]).dictionary(2).save(tmp_path / "d.npz")
     with pytest.raises(DictionaryError, match=r"d\.npz: holds no partial sums: name what isda"):
-        Part.load(tmp_path / "d.npz")
+        PartialSums.load(tmp_path / "d.npz")

@@ -32,7 +32,7 @@ from isda.engine.launch import run
 from isda.engine.setup import check_config, load_config
 from isda.engine.trainer import Trainer
 from isda.errors import ConfigError
-from isda.mask_dictionary.parts import Part
+from isda.mask_dictionary.partial_sums import PartialSums
 from isda.model_zoo.weights import sha256_of
 from isda.modeling.backbone.torch_backbone import build_torch_backbone
 from isda.modeling.mask_dictionary import DictionaryError, MaskDictionary
@@ -116,7 +116,7 @@ def test_the_demo(stranger, config, tmp_path, capsys):
 
 
 def test_export(stranger, config, tmp_path, capsys):
-    words = ["--config-file", config, "--output", tmp_path / "model.onnx"]
+    words = ["--config-file", config, "--output", tmp_path / "model.pt2"]
     assert cli.main(["export", *map(str, words), "--opts", "MODEL.WEIGHTS", str(stranger)]) == 1
     assert REFUSED in capsys.readouterr().err
 
@@ -262,7 +262,7 @@ def test_torchvisions_downloads(content, tmp_path, monkeypatch):
 )
 def test_mask_dictionaries(content, suffix, tmp_path):
     path = write(tmp_path, content, suffix)
-    for kind in (MaskDictionary, Part):
+    for kind in (MaskDictionary, PartialSums):
         with pytest.raises(DictionaryError) as error:
             kind.load(path)
         message = str(error.value)

@@ -130,8 +130,8 @@ def fit(args: argparse.Namespace) -> None:
             advance=Progress("summing", sum(counts)),
         )
         part.save(args.output)
-        report_left_out(part.left_out)
-        print(f"{args.output}: shard {shard + 1}/{num_shards}, {part.moments.count:,} masks")
+        report_left_out(sums.left_out)
+        print(f"{args.output}: shard {shard + 1}/{num_shards}, {sums.moments.count:,} masks")
         return
     dictionary, left_out = fit_dictionary(
         files,
@@ -147,11 +147,11 @@ def fit(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     from isda.mask_dictionary.fit import fit_to_moments
-    from isda.mask_dictionary.parts import Part
+    from isda.mask_dictionary.partial_sums import PartialSums
 
-    part = Part.merged([Part.load(path) for path in args.parts])
-    report_left_out(part.left_out)
-    finish(fit_to_moments(part, args.dim, args.symmetry), args)
+    sums = PartialSums.merged([PartialSums.load(path) for path in args.parts])
+    report_left_out(sums.left_out)
+    finish(fit_to_moments(sums, args.dim, args.symmetry), args)
 
 
 def finish(dictionary: "MaskDictionary", args: argparse.Namespace) -> None:

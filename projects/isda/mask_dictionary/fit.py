@@ -10,7 +10,7 @@ import numpy as np
 from isda.data.errors import DatasetError
 from isda.mask_dictionary.incremental import IncrementalFit
 from isda.mask_dictionary.moments import MaskMoments, symmetric_copies
-from isda.mask_dictionary.parts import Origin, Part
+from isda.mask_dictionary.partial_sums import Origin, PartialSums
 from isda.mask_dictionary.reconstruction import Reconstruction, joined, reconstruct_chunk
 from isda.mask_dictionary.target_masks import AnnotationFile, Chunk, crop_chunk, map_chunks
 from isda.modeling.mask_dictionary import DictionaryError, MaskDictionary
@@ -35,7 +35,7 @@ def sum_masks(
     num_shards: int = 1,
     workers: int = 1,
     advance: Callable[[int], None] = _ignore,
-) -> Part:
+) -> PartialSums:
     """Moments of the target masks of one of ``num_shards`` parts of every file.
 
     Args:
@@ -61,7 +61,7 @@ def sum_masks(
         if shard == 0:
             left_out += file.crowds()
         origins.append(Origin(file.name, file.sha256, shard, num_shards))
-    return Part(moments, origins, left_out)
+    return PartialSums(moments, origins, left_out)
 
 
 def _moments_of_chunk(chunk: Chunk, side: int) -> tuple[MaskMoments, Counter]:
@@ -69,7 +69,7 @@ def _moments_of_chunk(chunk: Chunk, side: int) -> tuple[MaskMoments, Counter]:
     return MaskMoments.of(targets.masks), targets.left_out
 
 
-def fit_to_moments(part: Part, dim: int, symmetry: str) -> MaskDictionary:
+def fit_to_moments(sums: PartialSums, dim: int, symmetry: str) -> MaskDictionary:
     """The dictionary of all masks that were summed, and of their copies.
 
     Args:
@@ -79,9 +79,9 @@ def fit_to_moments(part: Part, dim: int, symmetry: str) -> MaskDictionary:
     Raises:
         DatasetError: there are fewer than two masks.
     """
-    _check_masks(part.moments.count, part.sources, part.left_out)
-    dictionary = part.moments.symmetrised(symmetry).dictionary(dim)
-    dictionary.sources = part.sources
+    _check_masks(sums.moments.count, sums.sources, sums.left_out)
+    dictionary = sums.moments.symmetrised(symmetry).dictionary(dim)
+    dictionary.sources = sums.sources
     return dictionary
 
 
@@ -113,8 +113,8 @@ def fit_dictionary(
         DictionaryError: more components than pixels.
     """
     if side * side <= _MOST_EXACT_PIXELS:
-        part = Part.merged([sum_masks(files, side, workers=workers, advance=advance)])
-        return fit_to_moments(part, dim, symmetry), part.left_out
+        sums = PartialSums.merged([sum_masks(files, side, workers=workers, advance=advance)])
+        return fit_to_moments(sums, dim, symmetry), sums.left_out
     fit, left_out = IncrementalFit(side, dim), Counter()
     copies = symmetric_copies(symmetry)
     waiting: list[np.ndarray] = []

@@ -11,7 +11,7 @@ import numpy as np
 from isda.mask_dictionary.moments import MaskMoments
 from isda.modeling.mask_dictionary import DictionaryError, pairs_of, read_archive, write_archive
 
-__all__ = ["Origin", "Part"]
+__all__ = ["Origin", "PartialSums"]
 
 
 class Origin(NamedTuple):
@@ -24,7 +24,7 @@ class Origin(NamedTuple):
 
 
 @dataclass
-class Part:
+class PartialSums:
     """Moments of the masks of some annotations."""
 
     moments: MaskMoments
@@ -44,7 +44,7 @@ class Part:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Part":
+    def load(cls, path: str | os.PathLike) -> "PartialSums":
         """
         Raises:
             DictionaryError: the file cannot be read, or holds no sums.
@@ -60,7 +60,7 @@ class Part:
         return cls(moments, origins, Counter(pairs_of(content, "reasons", "left_out", int)))
 
     @classmethod
-    def merged(cls, parts: Sequence["Part"]) -> "Part":
+    def merged(cls, parts: Sequence["PartialSums"]) -> "PartialSums":
         """The sum of parts: in any order, and however files were split, the same.
 
         Raises:
