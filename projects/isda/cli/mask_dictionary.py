@@ -121,7 +121,7 @@ def fit(args: argparse.Namespace) -> None:
     if args.shard:
         shard, num_shards = args.shard
         counts = [sum(map(len, file.chunks(shard, num_shards))) for file in files]
-        part = sum_masks(
+        sums = sum_masks(
             files,
             args.side,
             shard=shard,
@@ -129,7 +129,7 @@ def fit(args: argparse.Namespace) -> None:
             workers=args.workers,
             advance=Progress("summing", sum(counts)),
         )
-        part.save(args.output)
+        sums.save(args.output)
         report_left_out(sums.left_out)
         print(f"{args.output}: shard {shard + 1}/{num_shards}, {sums.moments.count:,} masks")
         return
