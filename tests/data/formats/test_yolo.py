@@ -120,3 +120,13 @@ def test_a_description_without_images(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [a]\ntrain: gone\n")
     with pytest.raises(DatasetError, match="no images with labels were found"):
         read_annotations(tmp_path, Report())
+
+
+def test_boxes_alone_are_named(tmp_path):
+    folder = write(tmp_path, "ultralytics")
+    for file in folder.glob("labels/*/*.txt"):
+        file.write_text("0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(
+        DatasetError, match=r"nothing to train on \(left out: 6 a box without a mask"
+    ):
+        find_any_dataset(folder)

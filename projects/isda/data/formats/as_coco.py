@@ -66,7 +66,11 @@ def find_any_dataset(path: str | os.PathLike) -> tuple[list[Split], list[str]]:
 def _written(path: Path, images: list[AnnotatedImage], report: Report) -> list[Split]:
     classes = class_names(images, report.classes)
     if not classes:
-        raise DatasetError(f"{path}: has no usable instance, so there is nothing to train on")
+        left_out = ", ".join(f"{number} {reason}" for reason, number in report.reasons().items())
+        raise DatasetError(
+            f"{path}: has no usable instance, so there is nothing to train on"
+            f"{f' (left out: {left_out})' if left_out else ''}"
+        )
     folder = temporary_folder()
     parts: dict[str, list[AnnotatedImage]] = {}
     has_splits = any(image.split == "val" for image in images)
