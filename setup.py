@@ -290,8 +290,8 @@ setup(
     extras_require={
         "backbones": ["timm"],
         "plots": ["matplotlib", "tensorboard", "opencv-python-headless"],
-        "lvis": ["lvis"],
-        "cityscapes": ["cityscapesscripts"],
+        "lvis": ["hotcoco>=1.3,<2"],
+        "cityscapes": ["cityscapesscripts", "shapely"],
         "codecs": ["imagecodecs"],  # of TIFF: JPEG 2000, JPEG XL, Zstandard, packed 12 bits
         "results": ["roifile", "scikit-image"],  # ImageJ's ROIs, measurements
         "export": ["onnx", "onnxscript", "onnxruntime"],

@@ -1,6 +1,6 @@
 """Errors for users, shown without a traceback."""
 
-__all__ = ["ConfigError", "UsageError", "UserError"]
+__all__ = ["ConfigError", "MissingPackageError", "UsageError", "UserError"]
 
 
 class UserError(Exception):
@@ -22,3 +22,7 @@ class UsageError(UserError):
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message names the key and the remedy."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that is not installed with this one is needed for what was asked for."""

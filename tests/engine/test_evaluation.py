@@ -109,9 +109,12 @@ def test_unknown_type_and_missing_packages(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="evaluator_type 'ade20k'.*coco, lvis and cityscapes"):
         build_evaluator(cfg, "some_set", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for kind, package in (("lvis", "lvis"), ("cityscapes_instance", "cityscapesscripts")):
+    for kind, package in (
+        ("lvis", "package hotcoco"),
+        ("cityscapes_instance", "packages cityscapesscripts and shapely"),
+    ):
         MetadataCatalog.pop("some_set")
         MetadataCatalog.get("some_set").evaluator_type = kind
-        with pytest.raises(ImportError, match=f"'some_set' needs the package {package}: pip"):
+        with pytest.raises(ImportError, match=f"'some_set' needs the {package}: pip"):
             build_evaluator(cfg, "some_set", str(tmp_path))
     MetadataCatalog.pop("some_set")

@@ -1,6 +1,5 @@
 """Evaluators of data sets."""
 
-import importlib.util
 import logging
 import os
 
@@ -15,6 +14,7 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
+from isda.data.packages import prepare_packages
 from isda.engine.architectures import has_masks
 from isda.engine.coco_results import coco_results
 from isda.files import replaced_files
@@ -42,7 +42,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     ``TEST.TILES`` it looks at all, as each window may have so many.
 
     Raises:
-        ImportError: a package that the evaluation needs is not installed.
+        MissingPackageError: a package that the evaluation needs is not installed.
         ValueError: the type is unknown.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -50,6 +50,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     kind = metadata.get("evaluator_type", "coco")
     tasks = ("bbox", "segm") if has_masks(cfg) else ("bbox",)
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    prepare_packages([dataset_name])
     if kind == "coco":
         return CheckedCOCOEvaluator(
             dataset_name,
@@ -59,12 +60,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
             all_detections=cfg.TEST.TILES.MODE != "off",
         )
     if kind == "lvis":
-        _require("lvis", dataset_name)
         return CheckedLVISEvaluator(
             dataset_name, tasks, output_dir=output_folder, max_dets_per_image=limit
         )
     if kind == "cityscapes_instance":
-        _require("cityscapesscripts", dataset_name)
         return CityscapesInstanceEvaluator(dataset_name)
     raise ValueError(
         f"data set '{dataset_name}' has evaluator_type {kind!r}; there are evaluators for coco, "
@@ -91,15 +90,24 @@ class _WholeFiles:
             self._output_dir = folder
 
 
-class CheckedLVISEvaluator(_WholeFiles, LVISEvaluator):
-    """LVISEvaluator whose files are whole."""
+class _EncodedMasks:
+    """Keeps masks that are encoded as they are."""
+
+    _predictions: list[dict]
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Of each image, as Detectron2 calls it."""
+        for x, output in zip(inputs, outputs, strict=True):
+            found = coco_results(output["instances"], x["image_id"])
+            self._predictions.append({"image_id": x["image_id"], "instances": found})
 
 
-class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
-    """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault.
+class CheckedLVISEvaluator(_WholeFiles, _EncodedMasks, LVISEvaluator):
+    """LVISEvaluator whose files are whole, and whose undefined values are NaN."""
 
-    It keeps masks that are encoded as they are.
-    """
+
+class CheckedCOCOEvaluator(_WholeFiles, _EncodedMasks, COCOEvaluator):
+    """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault."""
 
     def __init__(self, *args, all_detections: bool = False, **kwargs):
         """
@@ -108,12 +116,6 @@ class CheckedCOCOEvaluator(_WholeFiles, COCOEvaluator):
         """
         super().__init__(*args, **kwargs)
         self._all_detections = all_detections
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Of each image, as Detectron2 calls it."""
-        for x, output in zip(inputs, outputs, strict=True):
-            found = coco_results(output["instances"], x["image_id"])
-            self._predictions.append({"image_id": x["image_id"], "instances": found})
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
         predictions, number = _finite(predictions)
@@ -193,10 +195,3 @@ def _disjoint(kind: str, predicted: set, annotated: set) -> str:
 
 def _some(ids: set) -> str:
     return ", ".join(map(str, sorted(ids, key=str)[:5])) + (", …" if len(ids) > 5 else "")
-
-
-def _require(package: str, dataset_name: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(
-            f"evaluating '{dataset_name}' needs the package {package}: pip install {package}"
-        )

@@ -26,6 +26,7 @@ from isda.console import unguarded
 from isda.data.checks import check_datasets
 from isda.data.classes import check_num_classes, num_classes_of
 from isda.data.images import INTENSITY_RULES, check_intensity
+from isda.data.packages import prepare_packages
 from isda.engine.architectures import (
     check_node,
     check_trainable,
@@ -87,6 +88,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_config(cfg, comm.get_world_size())
     train_names = () if args.eval_only else cfg.DATASETS.TRAIN
     _check_named("TEST" if args.eval_only else "TRAIN", cfg)
+    prepare_packages((*train_names, *cfg.DATASETS.TEST))
     resolve_classes(cfg, (*train_names, *cfg.DATASETS.TEST))
     given = given_keys(args.config_file, args.opts)
     _warn(without_effect(cfg, given, is_training=not args.eval_only))

@@ -4,17 +4,13 @@ import os
 from importlib import import_module
 from types import ModuleType
 
-from isda.errors import UserError
+from isda.errors import MissingPackageError, UserError
 
 __all__ = ["MissingPackageError", "RequestError", "needed"]
 
 
 class RequestError(UserError):
     """Something that the user asked for is not possible; the message says why."""
-
-
-class MissingPackageError(UserError, ImportError):
-    """A package that is not installed with this one is needed for what was asked for."""
 
 
 def needed(module: str, what: str | os.PathLike, package: str = "") -> ModuleType:
