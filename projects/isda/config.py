@@ -138,6 +138,8 @@ def _add_isda_boxes(cfg: CN) -> None:
     cfg.MODEL.ISDA.BOXES = False
     # The boxes that a layer predicts are where the next one looks. The following need BOXES.
     cfg.MODEL.ISDA.BOX_REFINEMENT = False
+    # Boxes are moved by shares of their own sides, otherwise by shifts of their logits.
+    cfg.MODEL.ISDA.RELATIVE_BOXES = False
     # The first boxes are proposals of the encoder's tokens, the NUM_QUERIES best of each image.
     cfg.MODEL.ISDA.QUERY_SELECTION = False
     # Queries start with the content of the tokens that they were chosen from, otherwise with a
@@ -146,6 +148,9 @@ def _add_isda_boxes(cfg: CN) -> None:
     # In self-attention two queries know how their boxes lie and whose proposal scores higher, which
     # tells duplicates of one object apart.
     cfg.MODEL.ISDA.QUERY_RELATION = False
+    # What is valid of a padded level is measured in pixels, otherwise rounded up to its cells as in
+    # Deformable DETR: sides that are no multiple of 64 then shift boxes in coarse levels.
+    cfg.MODEL.ISDA.EXACT_EXTENT = False
     # Kernels draw an ellipse around their query's box into the mask.
     cfg.MODEL.ISDA.ELLIPSE = False
     # Noised ground truths beside the queries in training, at most so many per image; 0: none.

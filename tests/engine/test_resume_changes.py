@@ -204,6 +204,17 @@ def saved_by(cfg, **values):
     return Resumption("out/model.pth", None, flattened(cfg) | values)
 
 
+FOUND = "TEST.TILES.IMAGE_SIZE"  # 0 keeps what the training found in its images
+
+
+def test_a_size_that_was_found_is_kept_and_another_is_told(tmp_path):
+    toy_data(tmp_path)
+    resumption = saved_by(toy_config(tmp_path), **{FOUND: 48})
+    assert resumption.check(toy_config(tmp_path, FOUND, 0), load_config()) == []
+    (note,) = resumption.check(toy_config(tmp_path, FOUND, 300), load_config())
+    assert note.endswith(f"{FOUND} 300 instead of 48")
+
+
 def test_every_key_is_refused_reported_or_without_effect(tmp_path):
     toy_data(tmp_path)
     cfg, defaults = toy_config(tmp_path), load_config()
@@ -215,7 +226,7 @@ def test_every_key_is_refused_reported_or_without_effect(tmp_path):
         if key in ("OUTPUT_DIR", "SOLVER.REFERENCE_BATCH"):  # no news; seen in the rate
             continue
         resumption, decision = saved_by(cfg, **{key: before}), on_resume(key)
-        if idle_reason(key)(cfg):
+        if idle_reason(key)(cfg) or key == FOUND:
             assert resumption.check(cfg, defaults) == [], key
         elif decision is OnResume.REFUSED:
             with pytest.raises(ConfigError, match=f"cannot be continued with {key} .* instead of"):

@@ -90,6 +90,8 @@ def build_tiny_isda_boxes(
     mask_stride: int = 2,
     refine: bool = True,
     selection: bool = True,
+    relative: bool = True,
+    exact_extent: bool = True,
     token_content: bool = True,
     relation: bool = True,
     ellipse: bool = True,
@@ -111,8 +113,11 @@ def build_tiny_isda_boxes(
             num_heads=4,
             feedforward_dim=64,
             num_queries=num_queries,
-            reference_boxes=ReferenceBoxes(64, refine),
-            query_selection=QuerySelection(64, num_classes, num_queries) if selection else None,
+            reference_boxes=ReferenceBoxes(64, refine, relative),
+            query_selection=QuerySelection(64, num_classes, num_queries, relative)
+            if selection
+            else None,
+            exact_extent=exact_extent,
             token_content=selection and token_content,
             query_relation=relation,
             **(sizes | transformer_sizes),

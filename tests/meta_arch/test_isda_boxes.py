@@ -56,6 +56,8 @@ def test_training_reaches_every_parameter(
     [
         {"refine": False},
         {"selection": False},
+        {"relative": False},
+        {"exact_extent": False},
         {"token_content": False},
         {"relation": False},
         {"ellipse": False},
@@ -237,7 +239,7 @@ def test_boxes_are_relative_to_the_valid_extent(tiny_isda_boxes, confident, rand
 
 
 def test_layers_refine_the_boxes_of_the_layer_before(tiny_isda_boxes, confident, random_input):
-    model = confident(tiny_isda_boxes(num_noised=0))
+    model = confident(tiny_isda_boxes(num_noised=0, relative=False))
     x = random_input(96, 128)
     _, decoded = model._decode(model.preprocess([x]))
     first, second = decoded.boxes

@@ -148,6 +148,27 @@ def test_valid_ratios_against_counting():
             torch.testing.assert_close(tokens.valid_ratios[image, level], expected)
 
 
+def test_an_exact_extent_means_the_same_pixel_in_every_level():
+    """Cells times stride times fraction are pixels, whatever an image's sides are."""
+    transformer = tiny_transformer()
+    strides = [8, 16, 32, 64]
+    tokens = flatten_levels(random_levels(), padding_mask(), transformer.level_embed, strides)
+    boxes = torch.rand(len(IMAGES), 5, 4)
+    per_level = tokens.per_level(boxes)
+    for image, (height, width) in enumerate(IMAGES):
+        expected = boxes[image] * torch.tensor([width, height, width, height])
+        for level, (rows, columns) in enumerate(SIZES):
+            covered = torch.tensor([columns, rows, columns, rows]) * strides[level]
+            torch.testing.assert_close(per_level[image, :, level] * covered, expected)
+    first = 0
+    for (rows, columns), stride in zip(SIZES, strides, strict=True):
+        for image, (height, width) in enumerate(IMAGES):
+            last = tokens.centres()[image, first + rows * columns - 1].tolist()
+            centre = ((columns - 0.5) * stride / width, (rows - 0.5) * stride / height)
+            assert last == pytest.approx(centre, rel=1e-5)
+        first += rows * columns
+
+
 def test_token_reference_points_against_loops():
     tokens = tokens_of(tiny_transformer())
     points = tokens.per_level(tokens.centres())

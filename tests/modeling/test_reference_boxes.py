@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from isda.modeling.query_selection import QuerySelection, token_boxes
@@ -24,12 +25,28 @@ def test_boxes_move_by_their_logits():
     torch.testing.assert_close(head(boxes, states)[0, 0], expected)
 
 
-def test_boxes_on_the_border_stay_finite():
+def test_boxes_move_by_shares_of_their_sides():
+    head, states = BoxHead(8, relative=True), torch.randn(1, 2, 8)
+    boxes = torch.tensor([[[0.5, 0.2, 0.1, 0.4], [0.98, 0.5, 0.5, 0.25]]])
+    torch.testing.assert_close(head(boxes, states), boxes)  # as initialised
+    # Half a side to the right, a quarter of one upwards; twice as wide, half as high.
+    constant_head(head, [1.0, -0.5, math.log(2), -math.log(2)])
+    moved = head(boxes, states)[0]
+    torch.testing.assert_close(moved[0], torch.tensor([0.55, 0.1, 0.2, 0.2]))
+    torch.testing.assert_close(moved[1], torch.tensor([1.0, 0.4375, 1.0, 0.125]))  # in the image
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_boxes_on_the_border_stay_finite(relative):
     boxes = torch.tensor([[0.0, 1.0, 0.0, 1.0]], requires_grad=True)
-    moved = BoxHead(8)(boxes, torch.randn(1, 8))
-    assert ((moved > 0) & (moved < 1)).all()
-    moved.sum().backward()
-    assert boxes.grad.isfinite().all()
+    head = BoxHead(8, relative)
+    for shift in (0.0, 1e4, -1e4):
+        constant_head(head, [shift] * 4)
+        moved = head(boxes, torch.randn(1, 8))
+        assert ((moved >= 0) & (moved <= 1)).all()
+        assert (moved[:, 2:] > 0).all() or shift == -1e4 and not relative
+        (gradient,) = torch.autograd.grad(moved.sum(), boxes)
+        assert gradient.isfinite().all()
 
 
 def test_layers_hand_on_detached_boxes():

@@ -21,6 +21,13 @@ __all__ = ["BoxNames", "box_variant", "coco_rows"]
 
 CONFIG = "COCO-InstanceSegmentation/isda_boxes_R_50_12ep.yaml"
 
+# How Deformable DETR moves boxes, measures padded levels, and encodes.
+_THEIRS = {
+    "MODEL.ISDA.RELATIVE_BOXES": False,
+    "MODEL.ISDA.EXACT_EXTENT": False,
+    "MODEL.ISDA.ENCODER_FINEST_EVERY": 1,
+}
+
 # Two of the implementations have a class row per COCO category id, which runs to 90 with gaps.
 _COCO_ROWS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
@@ -58,7 +65,7 @@ def box_variant(source: Source, weights: Mapping[str, Tensor], names: BoxNames) 
         ours = {} if refined else {"MODEL.ISDA.BOX_REFINEMENT": False}
         # A single stage has learned content, which goes on with proposals that are new.
         ours |= {} if two_stages else {"MODEL.ISDA.TOKEN_CONTENT": False}
-        return source.settings(weights) | ours | {"MODEL.ISDA.ENCODER_FINEST_EVERY": 1}
+        return source.settings(weights) | ours | _THEIRS
 
     return replace(
         source,

@@ -13,6 +13,8 @@ from isda.errors import ConfigError
 
 __all__ = ["Resumption", "find_resumption", "saved_config"]
 
+# 0 lets a training find them in its images, and so keeps what it found.
+_FOUND = ("TEST.TILES.IMAGE_SIZE",)
 _SHOWN = 60  # characters of a value
 
 
@@ -54,6 +56,7 @@ class Resumption(NamedTuple):
             key: (before[key], value)
             for key, value in now.items()
             if key in before and before[key] != value and not _is_idle(cfg, key)
+            if not (key in _FOUND and value == 0)
         }
 
     def _refuse(self, changes: dict[str, tuple[Any, Any]]) -> None:

@@ -69,8 +69,11 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)  # DefaultTrainer's own would build Detectron2's parts
         dicts = _main_process_first(lambda: training_dicts(cfg))
-        self._given_config = cfg.dump()  # before epochs are resolved, for comparison on --resume
+        # Before epochs are resolved, but with the size of the images, for comparison on --resume.
+        given = cfg.clone()
         self.cfg = cfg = _completed(cfg, dicts)
+        given.merge_from_list(["TEST.TILES.IMAGE_SIZE", cfg.TEST.TILES.IMAGE_SIZE])
+        self._given_config = given.dump()
         if comm.is_main_process():
             warn_of_ceiling(cfg, dicts)
         model = self.build_model(cfg)

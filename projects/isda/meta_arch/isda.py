@@ -43,6 +43,7 @@ __all__ = ["ISDA"]
 
 _NEED_BOXES = (
     "BOX_REFINEMENT",
+    "RELATIVE_BOXES",
     "QUERY_SELECTION",
     "QUERY_RELATION",
     "ELLIPSE",
@@ -318,10 +319,13 @@ def _build_transformer(isda: CfgNode) -> DeformableTransformer:
         dropout=isda.DROPOUT,
         gradient_checkpointing=isda.GRADIENT_CHECKPOINTING,
         finest_every=isda.ENCODER_FINEST_EVERY,
-        reference_boxes=ReferenceBoxes(isda.HIDDEN_DIM, isda.BOX_REFINEMENT)
+        exact_extent=isda.EXACT_EXTENT,
+        reference_boxes=ReferenceBoxes(isda.HIDDEN_DIM, isda.BOX_REFINEMENT, isda.RELATIVE_BOXES)
         if isda.BOXES
         else None,
-        query_selection=QuerySelection(isda.HIDDEN_DIM, isda.NUM_CLASSES, isda.NUM_QUERIES)
+        query_selection=QuerySelection(
+            isda.HIDDEN_DIM, isda.NUM_CLASSES, isda.NUM_QUERIES, isda.RELATIVE_BOXES
+        )
         if isda.QUERY_SELECTION
         else None,
         token_content=isda.TOKEN_CONTENT,

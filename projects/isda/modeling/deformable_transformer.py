@@ -20,6 +20,9 @@ __all__ = ["DROPOUT", "DecodedQueries", "DeformableTransformer"]
 DROPOUT: Requirement = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
+_FINEST_STRIDE = 8  # of P3
+
+
 @dataclass
 class DecodedQueries:
     """States, places and proposals of N queries per image."""
@@ -84,6 +87,7 @@ class DeformableTransformer(nn.Module):
         dropout: float = 0.1,
         gradient_checkpointing: bool = False,
         finest_every: int = 1,
+        exact_extent: bool = False,
         reference_boxes: ReferenceBoxes | None = None,
         query_selection: QuerySelection | None = None,
         token_content: bool = False,
@@ -96,6 +100,7 @@ class DeformableTransformer(nn.Module):
             finest_every: encoder layers from one that updates the finest level's tokens, which are
                 three quarters of all, to the next; the last layer always does (Lite DETR,
                 arXiv 2303.07335). 1 as in the paper.
+            exact_extent: the valid part of a padded level is measured in pixels, not in cells.
             reference_boxes: queries look around boxes; None as in the paper: around points.
             query_selection: the first boxes come from the image; None: they are learned.
             token_content: with a selection: queries start with what the chosen tokens hold, as in
@@ -120,6 +125,7 @@ class DeformableTransformer(nn.Module):
         assert reference_boxes is not None or not query_relation
         self.gradient_checkpointing = gradient_checkpointing
         self.finest_every = finest_every
+        self.exact_extent = exact_extent
         self.reference_boxes = reference_boxes
         self.query_selection = query_selection
         self.token_content = token_content
@@ -158,7 +164,10 @@ class DeformableTransformer(nn.Module):
             padding_mask: ``(B, H, W)`` of the padded images, True on padding.
             noised: from the number of queries to noised ones, which are decoded before them.
         """
-        tokens = flatten_levels(levels, padding_mask, self.level_embed)
+        strides = [_FINEST_STRIDE * 2**level for level in range(len(levels))]
+        tokens = flatten_levels(
+            levels, padding_mask, self.level_embed, strides if self.exact_extent else None
+        )
         memory = self._encode(tokens)
         queries = self._chosen(memory, tokens) if self.query_selection else self._learned(memory)
         if noised is not None:

@@ -28,13 +28,19 @@ class QuerySelection(nn.Module):
     The proposals of two-stage Deformable DETR (arXiv 2010.04159, A.4).
     """
 
-    def __init__(self, hidden_dim: int, num_classes: int, num_queries: int):
+    def __init__(
+        self, hidden_dim: int, num_classes: int, num_queries: int, relative_boxes: bool = False
+    ):
+        """
+        Args:
+            relative_boxes: see :class:`isda.modeling.reference_boxes.BoxHead`.
+        """
         super().__init__()
         self.num_queries = num_queries
         self.project = nn.Linear(hidden_dim, hidden_dim)
         self.norm = nn.LayerNorm(hidden_dim)
         self.classes = nn.Linear(hidden_dim, num_classes)
-        self.boxes = BoxHead(hidden_dim)
+        self.boxes = BoxHead(hidden_dim, relative_boxes)
         nn.init.constant_(self.classes.bias, prior_bias())
 
     def forward(self, memory: Tensor, boxes: Tensor, padding_mask: Tensor) -> Proposals:

@@ -13,11 +13,21 @@ from isda.modeling.position_encoding import inverse_sigmoid
 __all__ = ["BoxHead", "ReferenceBoxes", "box_position_encoding"]
 
 
+_MAX_LOG_SCALE = 4.0  # a step changes a side by at most 55 times
+_SMALLEST_SIDE = 1e-4  # of the image
+
+
 class BoxHead(nn.Module):
     """Three linear layers that move boxes; as initialised, they move nothing."""
 
-    def __init__(self, hidden_dim: int):
+    def __init__(self, hidden_dim: int, relative: bool = False):
+        """
+        Args:
+            relative: boxes are moved by shares of their own sides. A logit's shift moves the
+                centre of a small box by as many pixels as that of a large one.
+        """
         super().__init__()
+        self.relative = relative
         self.layers = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim),
             nn.ReLU(),
@@ -31,13 +41,22 @@ class BoxHead(nn.Module):
     def forward(self, boxes: Tensor, states: Tensor) -> Tensor:
         """Boxes ``(..., 4)`` after a shift of their logits (Deformable DETR, arXiv 2010.04159).
 
+        If relative: after centres moved by halves of their sides, and sides were multiplied by
+        exponentials (R-CNN, arXiv 1311.2524, appendix C).
+
         Args:
             boxes: ``(..., 4)``.
             states: ``(..., C)``.
         """
         with torch.autocast(states.device.type, enabled=False):  # bf16 moves boxes by cells
             dtype = self.layers[-1].weight.dtype
-            return (inverse_sigmoid(boxes.to(dtype)) + self.layers(states.to(dtype))).sigmoid()
+            boxes, deltas = boxes.to(dtype), self.layers(states.to(dtype))
+            if not self.relative:
+                return (inverse_sigmoid(boxes) + deltas).sigmoid()
+            (centres, sides), (shifts, scales) = boxes.split(2, dim=-1), deltas.split(2, dim=-1)
+            centres = (centres + sides * shifts / 2).clamp(0, 1)
+            sides = sides * scales.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
+            return torch.cat([centres, sides.clamp(_SMALLEST_SIDE, 1)], dim=-1)
 
 
 class ReferenceBoxes(nn.Module):
@@ -47,14 +66,15 @@ class ReferenceBoxes(nn.Module):
     correct its input, not to prepare its successors (Deformable DETR, arXiv 2010.04159, A.4).
     """
 
-    def __init__(self, hidden_dim: int, refine: bool = True):
+    def __init__(self, hidden_dim: int, refine: bool = True, relative: bool = False):
         """
         Args:
             refine: layers hand on what they predict; otherwise all see the first boxes.
+            relative: see :class:`BoxHead`.
         """
         super().__init__()
         self.refine = refine
-        self.head = BoxHead(hidden_dim)
+        self.head = BoxHead(hidden_dim, relative)
         self.position = nn.Sequential(
             nn.Linear(2 * hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim)
         )

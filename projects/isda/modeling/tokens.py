@@ -1,5 +1,6 @@
 """Tokens: the cells of all feature levels in one sequence, with positions and padding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +48,22 @@ class Tokens:
         return references[:, :, None] * ratios[:, None]
 
 
-def flatten_levels(levels: list[Tensor], padding_mask: Tensor, level_embed: Tensor) -> Tokens:
+def flatten_levels(
+    levels: list[Tensor],
+    padding_mask: Tensor,
+    level_embed: Tensor,
+    strides: Sequence[int] | None = None,
+) -> Tokens:
     """
     Args:
         levels: each ``(B, C, h, w)``.
         padding_mask: ``(B, H, W)`` of the padded images, True on padding.
         level_embed: ``(levels, C)``, added to the positions.
+        strides: of the levels. With them a level's valid extent is that of the image to the pixel.
+            Without, it is rounded up to whole cells as in Deformable DETR, which moves what a box
+            means by up to a cell, and differently in each level.
     """
+    sizes = [tuple(level.shape[-2:]) for level in levels]
     masks = [_resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels]
     positions = [
         sine_position_encoding(mask, level.shape[1] // 2).to(level.dtype) + embed[:, None, None]
@@ -63,8 +73,10 @@ def flatten_levels(levels: list[Tensor], padding_mask: Tensor, level_embed: Tens
         content=_flatten(levels),
         position=_flatten(positions),
         padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
-        sizes_per_level=[tuple(level.shape[-2:]) for level in levels],
-        valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1),
+        sizes_per_level=sizes,
+        valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1)
+        if strides is None
+        else _exact_ratios(padding_mask, sizes, strides),
     )
 
 
@@ -80,3 +92,17 @@ def _valid_ratio(padding_mask: Tensor) -> Tensor:
     """Valid divided by padded extent of ``(B, h, w)``, as ``(B, 2)`` in the order (x, y)."""
     valid = (~padding_mask).float()
     return torch.stack([valid[:, 0].mean(dim=1), valid[:, :, 0].mean(dim=1)], dim=-1)
+
+
+def _exact_ratios(
+    padding_mask: Tensor, sizes: Sequence[tuple[int, int]], strides: Sequence[int]
+) -> Tensor:
+    """Valid pixels divided by what the cells of each level cover: ``(B, levels, 2)`` as (x, y)."""
+    valid = (~padding_mask).float()
+    columns, rows = valid[:, 0].sum(dim=1), valid[:, :, 0].sum(dim=1)  # (B,) each
+    # Sizes divide one by one: a tensor made of them would fix them in an exported graph.
+    ratios = [
+        torch.stack([columns / (width * stride), rows / (height * stride)], dim=-1)
+        for (height, width), stride in zip(sizes, strides, strict=True)
+    ]
+    return torch.stack(ratios, dim=1)
