@@ -290,6 +290,7 @@ setup(
     extras_require={
         "backbones": ["timm"],
         "plots": ["matplotlib", "tensorboard", "opencv-python-headless"],
+        "evaluation": ["hotcoco>=1.3,<2"],
         "lvis": ["hotcoco>=1.3,<2"],
         "cityscapes": ["cityscapesscripts", "shapely"],
         "codecs": ["imagecodecs"],  # of TIFF: JPEG 2000, JPEG XL, Zstandard, packed 12 bits

@@ -49,12 +49,15 @@ def perfect_prediction():
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(100, 66.3), (150, 100)])
-def test_more_than_100_instances_can_be_evaluated(tmp_path, crowded, limit, expected):
+def test_more_than_100_instances_can_be_evaluated(tmp_path, crowded, caplog, limit, expected):
     cfg = toy_config(tmp_path, "TEST.DETECTIONS_PER_IMAGE", limit)
     evaluator = build_evaluator(cfg, crowded, str(tmp_path))
     evaluator.reset()
     evaluator.process([{"image_id": 1}], [{"instances": perfect_prediction()}])
-    results = evaluator.evaluate()
+    with caplog.at_level(logging.INFO):
+        results = evaluator.evaluate()
+    assert f"crowded: AP counts the best {limit} detections of each image and class" in caplog.text
+    assert results["segm"]["max_detections"] == results["bbox"]["max_detections"] == limit
     assert results["segm"]["AP"] == pytest.approx(expected, abs=0.5)
     assert results["bbox"]["AP"] == pytest.approx(expected, abs=0.5)
 

@@ -1,5 +1,6 @@
 """Evaluators of data sets."""
 
+import json
 import logging
 import os
 
@@ -16,14 +17,17 @@ from detectron2.utils import comm
 
 from isda.data.packages import prepare_packages
 from isda.engine.architectures import has_masks
+from isda.engine.coco_api import evaluate
 from isda.engine.coco_results import coco_results
-from isda.files import replaced_files
+from isda.files import replaced_files, write_text
 
 __all__ = ["PREDICTIONS", "CheckedCOCOEvaluator", "build_evaluator", "evaluation_folder"]
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS = "coco_instances_results.json"  # as COCOEvaluator calls its file
+
+MAX_DETECTIONS = "max_detections"  # beside AP in results: of each image and class, LVIS: image
 
 _COCO_MAX_DETECTIONS = 100
 
@@ -105,6 +109,11 @@ class _EncodedMasks:
 class CheckedLVISEvaluator(_WholeFiles, _EncodedMasks, LVISEvaluator):
     """LVISEvaluator whose files are whole, and whose undefined values are NaN."""
 
+    def _eval_predictions(self, predictions: list[dict]) -> None:
+        super()._eval_predictions(predictions)
+        for values in self._results.values():
+            values[MAX_DETECTIONS] = self._max_dets_per_image
+
 
 class CheckedCOCOEvaluator(_WholeFiles, _EncodedMasks, COCOEvaluator):
     """COCOEvaluator that explains an AP of 0 or none at all where the ids are at fault."""
@@ -114,7 +123,7 @@ class CheckedCOCOEvaluator(_WholeFiles, _EncodedMasks, COCOEvaluator):
         Args:
             all_detections: AP takes as many detections of each image as the richest one has.
         """
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, use_fast_impl=False, **kwargs)  # isda.engine.coco_api evaluates
         self._all_detections = all_detections
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
@@ -126,17 +135,48 @@ class CheckedCOCOEvaluator(_WholeFiles, _EncodedMasks, COCOEvaluator):
                 self._metadata.name,
                 number,
             )
-        if self._all_detections:
-            most = max(len(found.get("instances", ())) for found in predictions)
-            self._max_dets_per_image[2] = max(most, self._max_dets_per_image[2])
-            logger.info(
-                "%s: AP of the best %d detections of each image, which are all",
-                self._metadata.name,
-                self._max_dets_per_image[2],
-            )
         for problem in id_problems(self._coco_api.dataset, predictions, self._category_ids()):
             logger.warning("%s: %s", self._metadata.name, problem)
-        super()._eval_predictions(predictions, img_ids)
+        results = self._with_dataset_ids(predictions)
+        if self._output_dir:
+            write_text(os.path.join(self._output_dir, PREDICTIONS), json.dumps(results))
+        if not self._do_evaluation:
+            logger.info("%s has no annotations to evaluate predictions with", self._metadata.name)
+            return
+        limit = self._limit(predictions)
+        logger.info(
+            "%s: AP counts the best %d detections of each image and class",
+            self._metadata.name,
+            limit,
+        )
+        names = self._metadata.get("thing_classes")
+        for task in sorted(self._tasks):
+            evaluation = None  # COCO's code makes nothing of no predictions
+            if results:
+                evaluation = evaluate(self._coco_api, results, task, limit, img_ids)
+            values = self._derive_coco_results(evaluation, task, class_names=names)
+            self._results[task] = {**values, MAX_DETECTIONS: limit}
+
+    def _limit(self, predictions: list[dict]) -> int:
+        """Of the detections of an image and class that AP counts."""
+        limit = self._max_dets_per_image[2]
+        if not self._all_detections:
+            return limit
+        return max(limit, *(len(found.get("instances", ())) for found in predictions))
+
+    def _with_dataset_ids(self, predictions: list[dict]) -> list[dict]:
+        """COCO's results of all images, with the classes' ids of the annotation file."""
+        found = [instance for p in predictions for instance in p.get("instances", ())]
+        ids = self._category_ids()
+        if ids is None:
+            return found
+        strange = next((f["category_id"] for f in found if f["category_id"] not in ids), None)
+        if strange is not None:
+            raise ValueError(
+                f"class {strange} is predicted, and '{self._metadata.name}' has {len(ids)} "
+                "classes, which are counted from 0"
+            )
+        return [{**f, "category_id": ids[f["category_id"]]} for f in found]
 
     def _category_ids(self) -> dict[int, int] | None:
         """Dataset id of each predicted class; None where they are the same."""

@@ -105,8 +105,9 @@ class Evaluation:
             for limit in self.main.max_detections[:-1]
         )
         note = (
-            "COCO's average precision over IoU from 0.5 to 0.95, at 0.5 and at 0.75, and average "
-            f"recall with that many detections per image, in percent. Of {_TASKS[self.main.task]} "
+            "COCO's average precision over IoU from 0.5 to 0.95, at 0.5 and at 0.75, of the best "
+            f"{self.main.max_detections[-1]} detections of each image and class, and average "
+            f"recall with that many, in percent. Of {_TASKS[self.main.task]} "
             f"with fewer detections: {few}. Small are instances below 32² pixels, large ones above "
             "96²."
         )
