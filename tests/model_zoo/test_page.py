@@ -40,12 +40,11 @@ def test_the_python_of_the_page(place, monkeypatch):
     assert publish_model.main([*options, "--name", "nuclei/isda_boxes_mobilenet_v2"]) == 0
     monkeypatch.setenv("ISDA_MODEL_ZOO", "zoo")
     code = blocks("python")
-    assert len(code) == 4
+    assert len(code) == 3
     names = {}
     exec("\n".join(code), names)
     assert (place / "cells_with_masks.png").is_file()
     assert (place / "cells.json").is_file()
-    assert names["predictor"].resize.max_size == 1536
     assert not names["model"].training
 
 
