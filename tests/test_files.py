@@ -205,10 +205,10 @@ OTHERS = {
     "tools/make_env.py",
     "tools/make_wheels.py",
     "tools/training_process.py",
-    *(f"tools/environment/{name}.py" for name in ("checks", "detectron2", "pip", "state")),
+    *(f"tools/environment/{name}.py" for name in ("checks", "detectron2", "pip", "state", "venvs")),
 }
 WRITING = re.compile(
-    r"""\.write_text\(|\.write_bytes\(|imwrite\(|copyfile\(|\.tofile\(|json\.dump\("""
+    r"""\.write_text\(|\.write_bytes\(|imwrite\((?!file)|copyfile\(|\.tofile\(|json\.dump\("""
     r"""|open\([^)]*["'][wax]b?["']|np\.savez?(_compressed)?\((?!file)|savefig\((?!file)"""
     r"""|torch\.save\((?!.*(file|content|FILE)\))"""
 )

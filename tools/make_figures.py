@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from isda.files import write_text
+
 __all__ = ["figures"]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +169,7 @@ def main() -> None:
     for name, text in figures().items():
         path = IMAGES / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         print(path.relative_to(ROOT))
 
 

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from isda import strict_json
 from isda.files import write_bytes, write_text
 from isda.structures import encode_window
 
@@ -52,7 +53,7 @@ def main() -> None:
         for file_name, pixels in mosaics.pictures(args.images):
             write_bytes(args.output / "images" / file_name, cv2.imencode(".png", pixels)[1])
         content = {"categories": source["categories"]} | mosaics.content
-        text = json.dumps(content, separators=(",", ":"))
+        text = strict_json.dumps(content, separators=(",", ":"))
         write_text(args.output / f"mosaics_{side}.json", text)
         images, instances = len(content["images"]), len(content["annotations"])
         print(f"{side}x{side}: {images} images of {len(tiles)}, {instances} instances")

@@ -52,20 +52,20 @@ def test_a_training_is_evaluated_six_times(iterations):
 
 
 def test_the_schedule_of_a_config_is_stretched():
-    """Eight epochs of 540 images in steps of 2, which begin with 100 steps of warm-up, halved.
+    """Four epochs of 540 images in steps of 1, which begin with 150 steps of warm-up, halved.
 
     The warm-up is not shortened before it would be more than half.
     """
     path = str(ROOT / "configs/nuclei/isda_boxes_mobilenet_v2.yaml")
-    steps = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEP_EPOCHS", "(2, 6)"]
+    steps = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEP_EPOCHS", "(1, 3)"]
     cfg = load_config(
         path, [*steps, *planning.schedule_overrides(load_config(path, steps), 540, 1080)]
     )
     resolve_schedule(cfg, 540)
     solver = cfg.SOLVER
-    assert (solver.MAX_ITER, solver.WARMUP_ITERS, solver.STEPS) == (1080, 100, (270, 810))
+    assert (solver.MAX_ITER, solver.WARMUP_ITERS, solver.STEPS) == (1080, 150, (270, 810))
     assert (cfg.TEST.EVAL_PERIOD, solver.CHECKPOINT_PERIOD) == (180, 180)
-    assert (solver.BASE_LR, solver.IMS_PER_BATCH) == (0.0007, 2)
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH) == (0.0005, 1)
     short = planning.schedule_overrides(load_config(path, steps), 540, 60)
     assert short[short.index("SOLVER.WARMUP_ITERS") + 1] == "30"
 

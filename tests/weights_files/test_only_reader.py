@@ -45,6 +45,7 @@ ALLOWED = {
     ("projects/isda/weights_files/reading.py", "torch.load"): {"weights_only": True},
     # Its find_class is tested with the files.
     ("projects/isda/weights_files/pickled_data.py", "pickle.Unpickler"): {},
+    ("projects/isda/data/formats/cellpose.py", "pickle.Unpickler"): {},
     ("projects/isda/modeling/mask_dictionary.py", "numpy.load"): {"allow_pickle": False},
     # Our Checkpointer replaces what reads; that it does is tested at the doors.
     ("projects/isda/checkpoint.py", "detectron2.checkpoint.DetectionCheckpointer"): {},

@@ -1,6 +1,5 @@
 """Evaluators of data sets."""
 
-import json
 import logging
 import os
 
@@ -15,6 +14,7 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
+from isda import strict_json
 from isda.data.packages import prepare_packages
 from isda.engine.architectures import has_masks
 from isda.engine.coco_api import evaluate
@@ -139,7 +139,7 @@ class CheckedCOCOEvaluator(_WholeFiles, _EncodedMasks, COCOEvaluator):
             logger.warning("%s: %s", self._metadata.name, problem)
         results = self._with_dataset_ids(predictions)
         if self._output_dir:
-            write_text(os.path.join(self._output_dir, PREDICTIONS), json.dumps(results))
+            write_text(os.path.join(self._output_dir, PREDICTIONS), strict_json.dumps(results))
         if not self._do_evaluation:
             logger.info("%s has no annotations to evaluate predictions with", self._metadata.name)
             return

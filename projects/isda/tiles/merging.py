@@ -26,9 +26,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from isda.structures import RLEMasks, encode_window
 from isda.tiles.grid import Grid, Interval, Window
@@ -249,6 +246,8 @@ def _share_a_strand(first: Piece, second: Piece, band: Interval, axis: int) -> b
     scores = first.score, second.score
     if min(scores) < _AS_SURE * max(scores):
         return False
+    from scipy import ndimage  # a second, which only windows need
+
     rows, columns = (band if a == axis else _hull([first.span(a), second.span(a)]) for a in (0, 1))
     parts = [ndimage.label(p.on_canvas(rows, columns), np.ones((3, 3)))[0] for p in (first, second)]
     both = (parts[0] > 0) & (parts[1] > 0)
@@ -262,6 +261,9 @@ def _joined(
     first: Sequence[Piece], second: Sequence[Piece], links: list[tuple[int, int]]
 ) -> list[Piece]:
     """One piece of all that are linked, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     pieces = [*first, *second]
     rows = [i for i, _ in links]
     columns = [len(first) + j for _, j in links]
