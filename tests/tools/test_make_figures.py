@@ -42,14 +42,16 @@ def test_lines_end_at_parts():
             ], (x, y)
 
 
-@pytest.mark.parametrize("fill", {box.fill for box in make_figures.BOXES})
+@pytest.mark.parametrize("fill", sorted({box.fill for box in make_figures.BOXES}))
 def test_text_is_legible_on_its_fill(fill):
     """WCAG's contrast, of which 4.5 is asked for; lines need 3 on white and on GitHub's dark."""
     assert contrast(make_figures.INK, fill) > 10
     assert min(contrast(make_figures.LINE, page) for page in ("#ffffff", "#0d1117")) > 3
 
 
-@pytest.mark.parametrize("colour", {colour for _, _, colour in make_figures.BADGES.values()})
+@pytest.mark.parametrize(
+    "colour", sorted({colour for _, _, colour in make_figures.BADGES.values()})
+)
 def test_badges_are_legible(colour):
     assert contrast("#ffffff", colour) > 4.5
 
