@@ -2,27 +2,12 @@ import copy
 
 import pytest
 import torch
+from gradients import backward, without_gradient
 from torch import nn
 
 LAYERS = ("", "_0")
 TERMS = ("loss_cls", "loss_mask", "loss_bbox", "loss_giou")
 PROPOSALS = ("loss_cls_enc", "loss_bbox_enc", "loss_giou_enc")
-
-
-def backward(model, batched_inputs):
-    """Losses of one training step, which must all be finite and leave finite gradients."""
-    losses = model(batched_inputs)
-    assert all(loss.isfinite() for loss in losses.values()), losses
-    sum(losses.values()).backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-    return losses
-
-
-def without_gradient(model):
-    return {n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()}
 
 
 @pytest.mark.parametrize(

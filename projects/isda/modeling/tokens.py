@@ -64,7 +64,7 @@ def flatten_levels(
             means by up to a cell, and differently in each level.
     """
     sizes = [tuple(level.shape[-2:]) for level in levels]
-    masks = [_resize_padding_mask(padding_mask, level.shape[-2:]) for level in levels]
+    masks = [_resize_padding_mask(padding_mask, size) for size in sizes]
     positions = [
         sine_position_encoding(mask, level.shape[1] // 2).to(level.dtype) + embed[:, None, None]
         for mask, level, embed in zip(masks, levels, level_embed, strict=True)
