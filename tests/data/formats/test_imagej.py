@@ -22,6 +22,19 @@ def test_without_the_package_it_is_named(tmp_path, monkeypatch):
         read_annotations(tmp_path, Report())
 
 
+def rectangle(roifile, mask: np.ndarray, name: str):
+    """The bounds of a mask."""
+    ys, xs = mask.nonzero()
+    return roifile.ImagejRoi(
+        roitype=roifile.ROI_TYPE.RECT,
+        name=name,
+        left=int(xs.min()),
+        top=int(ys.min()),
+        right=int(xs.max()) + 1,
+        bottom=int(ys.max()) + 1,
+    )
+
+
 def rois(roifile, number: int) -> list:
     """One per instance: an outline, a rectangle, or a composite of several paths."""
     result = []
@@ -35,27 +48,11 @@ def rois(roifile, number: int) -> list:
                 for point in path[1:]:
                     coordinates += [1.0, *map(float, point)]
                 coordinates.append(4.0)
-            ys, xs = mask.nonzero()
-            roi = roifile.ImagejRoi(
-                roitype=roifile.ROI_TYPE.RECT,
-                name=name,
-                left=int(xs.min()),
-                top=int(ys.min()),
-                right=int(xs.max()) + 1,
-                bottom=int(ys.max()) + 1,
-                shape_roi_size=len(coordinates),
-                multi_coordinates=np.array(coordinates, dtype=">f4"),
-            )
+            roi = rectangle(roifile, mask, name)
+            roi.shape_roi_size = len(coordinates)
+            roi.multi_coordinates = np.array(coordinates, dtype=">f4")
         elif label == "block":
-            ys, xs = mask.nonzero()
-            roi = roifile.ImagejRoi(
-                roitype=roifile.ROI_TYPE.RECT,
-                name=name,
-                left=int(xs.min()),
-                top=int(ys.min()),
-                right=int(xs.max()) + 1,
-                bottom=int(ys.max()) + 1,
-            )
+            roi = rectangle(roifile, mask, name)
         else:
             roi = roifile.ImagejRoi.frompoints(np.array(paths[0]), name=name)
         result.append(roi)
